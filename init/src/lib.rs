@@ -1,0 +1,1 @@
+//! The words that vsinit and its manager share.

@@ -1,0 +1,1 @@
+//! The Linux facilities that are not networking, as values.

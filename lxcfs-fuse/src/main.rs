@@ -1,0 +1,2 @@
+//! The FUSE overlay.
+fn main() {}

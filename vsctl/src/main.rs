@@ -1,0 +1,2 @@
+//! vsctl.
+fn main() {}
