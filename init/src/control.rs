@@ -1,0 +1,295 @@
+//! The control socket of a supervising vsinit: requests, replies, and the client's side.
+//!
+//! One request per connection, on a stream socket with mode 0600: the client writes one TOML
+//! document and closes its sending side; the server writes one TOML document and closes. Whoever
+//! may open the socket is root of the server or of the host, so no credentials are looked at.
+
+use std::io::{self, IoSliceMut, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Where a supervising vsinit listens, as a guest path.
+pub const SOCKET: &str = "/run/vsinit/control";
+
+/// A longer request is refused.
+pub const MAX_REQUEST_BYTES: usize = 4096;
+
+/// A client gives up on a longer reply; the server cuts logs well below it.
+const MAX_REPLY_BYTES: u64 = 1024 * 1024;
+
+/// How long a client waits for each piece of the reply. Stopping a service may take as long as
+/// the longest `stop_timeout_ms`, and the reply comes when it is down.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// What a client may ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// All services and their states.
+    List,
+    /// Start a service and what it requires; answered when it is up, done or failed.
+    Start {
+        /// The service's name: its file's name without `.toml`.
+        name: String,
+    },
+    /// Stop a service and what requires it; answered when it is down.
+    Stop {
+        /// The service's name.
+        name: String,
+    },
+    /// Stop a service alone, then start it; answered when it is up, done or failed.
+    Restart {
+        /// The service's name.
+        name: String,
+    },
+    /// The last lines of a service's log file.
+    Log {
+        /// The service's name.
+        name: String,
+        /// How many lines at most.
+        lines: u32,
+    },
+    /// Stop everything, then power off.
+    Poweroff,
+    /// Stop everything, then reboot.
+    Reboot,
+    /// Stop everything, then halt.
+    Halt,
+    /// The masters of the console and the ttys, and the notify socket; see [`consoles`].
+    Consoles,
+}
+
+/// What vsinit answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Reply {
+    /// Done, or begun in the case of a shutdown.
+    Done,
+    /// The answer to [`Request::List`].
+    Services {
+        /// By name.
+        #[serde(default)]
+        services: Vec<Service>,
+    },
+    /// The answer to [`Request::Log`].
+    Log {
+        /// Without a line end at the end.
+        text: String,
+    },
+    /// The answer to [`Request::Consoles`]: this many descriptors came with the reply.
+    Consoles {
+        /// Console, tty1 … ttyN, then the notify socket.
+        count: u32,
+    },
+    /// It was not done.
+    Failed {
+        /// One sentence for the user.
+        message: String,
+    },
+}
+
+/// One line of [`Reply::Services`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Its file's name without `.toml`.
+    pub name: String,
+    /// Such as `running`, `stopped`, `failed`: the words of vsinit(8).
+    pub state: String,
+    /// The main process, as the guest numbers it.
+    pub pid: Option<i32>,
+    /// Seconds in this state.
+    pub since_s: u64,
+    /// How often it was started again without being asked.
+    pub restarts: u32,
+    /// How the last process ended, such as `exit 1` or `signal 9`; or why it was not started.
+    pub last: Option<String>,
+}
+
+/// Why a request got no reply.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No vsinit listens there.
+    #[error("cannot connect to {}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// The conversation broke off.
+    #[error("cannot {operation}")]
+    Talk {
+        /// What was being done.
+        operation: &'static str,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// The reply is not a reply.
+    #[error("the reply of vsinit is not valid")]
+    Parse(#[source] toml::de::Error),
+    /// The request cannot be written as TOML.
+    #[error("the request cannot be written as TOML")]
+    Write(#[source] toml::ser::Error),
+    /// Another reply than the request asks for, or the words of [`Reply::Failed`].
+    #[error("vsinit answered: {0}")]
+    Answer(String),
+}
+
+/// Asks the vsinit that listens at `path` and waits for its reply.
+///
+/// From outside, a guest path must not be followed blindly: see [`call_descriptor`].
+pub fn call(path: &Path, request: &Request) -> Result<Reply, Error> {
+    let (reply, _descriptors) = exchange(connect(path)?, request)?;
+    Ok(reply)
+}
+
+/// Asks the vsinit behind an `O_PATH` descriptor of its socket.
+///
+/// For the host: `/proc/PID/root/run/vsinit/control` would follow the guest's symbolic links to
+/// wherever they point on the host. Resolve below the guest's root first (`openat2` with
+/// `RESOLVE_IN_ROOT`, and `O_PATH`), then call this.
+pub fn call_descriptor(socket: BorrowedFd, request: &Request) -> Result<Reply, Error> {
+    let (reply, _descriptors) = exchange(connect(&descriptor_path(socket))?, request)?;
+    Ok(reply)
+}
+
+/// Fetches the console's master, those of tty1 … ttyN and the notify socket, in this order.
+pub fn consoles(socket: BorrowedFd) -> Result<Vec<OwnedFd>, Error> {
+    match exchange(connect(&descriptor_path(socket))?, &Request::Consoles)? {
+        (Reply::Consoles { count }, descriptors) if descriptors.len() == count as usize => {
+            Ok(descriptors)
+        }
+        (Reply::Failed { message }, _) => Err(Error::Answer(message)),
+        (reply, descriptors) => Err(Error::Answer(format!(
+            "{reply:?} with {} descriptors",
+            descriptors.len()
+        ))),
+    }
+}
+
+fn descriptor_path(socket: BorrowedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", socket.as_raw_fd()))
+}
+
+fn connect(path: &Path) -> Result<UnixStream, Error> {
+    UnixStream::connect(path).map_err(|source| Error::Connect {
+        path: path.into(),
+        source,
+    })
+}
+
+/// The whole conversation: request, end of sending, reply, end.
+fn exchange(mut stream: UnixStream, request: &Request) -> Result<(Reply, Vec<OwnedFd>), Error> {
+    let talk = |operation| move |source| Error::Talk { operation, source };
+    let text = toml::to_string(request).map_err(Error::Write)?;
+    stream
+        .set_read_timeout(Some(REPLY_TIMEOUT))
+        .map_err(talk("set a time-out"))?;
+    stream
+        .write_all(text.as_bytes())
+        .map_err(talk("send the request"))?;
+    stream
+        .shutdown(Shutdown::Write)
+        .map_err(talk("end the request"))?;
+    let (mut reply, descriptors) = receive_first(&stream).map_err(talk("receive the reply"))?;
+    let mut rest = (&stream).take(MAX_REPLY_BYTES);
+    rest.read_to_end(&mut reply)
+        .map_err(talk("receive the reply"))?;
+    let reply = String::from_utf8_lossy(&reply);
+    Ok((toml::from_str(&reply).map_err(Error::Parse)?, descriptors))
+}
+
+/// The first piece of the reply with the descriptors that travel on its first byte.
+fn receive_first(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut bytes = vec![0; 4096];
+    // 255 ttys at most, a console and a notify socket; the kernel passes 253 at a time.
+    let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut slices = [IoSliceMut::new(&mut bytes)];
+    let received = recvmsg(
+        stream.as_fd(),
+        &mut slices,
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let mut descriptors = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    bytes.truncate(received.bytes);
+    Ok((bytes, descriptors))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_and_replies_survive_the_round_trip() {
+        let name = "syslogd".to_string();
+        let requests = [
+            Request::List,
+            Request::Start { name: name.clone() },
+            Request::Log {
+                name: name.clone(),
+                lines: 20,
+            },
+            Request::Consoles,
+        ];
+        for request in requests {
+            let text = toml::to_string(&request).unwrap();
+            assert_eq!(toml::from_str::<Request>(&text).unwrap(), request, "{text}");
+        }
+        let service = Service {
+            name,
+            state: "running".into(),
+            pid: Some(7),
+            since_s: 3,
+            restarts: 0,
+            last: None,
+        };
+        let replies = [
+            Reply::Done,
+            Reply::Services { services: vec![] },
+            Reply::Services {
+                services: vec![service.clone(), service],
+            },
+            Reply::Log {
+                text: "a\nb\u{1b}[0m".into(),
+            },
+            Reply::Failed {
+                message: "no service 'x'".into(),
+            },
+        ];
+        for reply in replies {
+            let text = toml::to_string(&reply).unwrap();
+            assert_eq!(toml::from_str::<Reply>(&text).unwrap(), reply, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_readable_text() {
+        let request = Request::Stop {
+            name: "crond".into(),
+        };
+        assert_eq!(
+            toml::to_string(&request).unwrap(),
+            "request = \"stop\"\nname = \"crond\"\n"
+        );
+    }
+
+    #[test]
+    fn a_missing_socket_names_its_path() {
+        let error = call(Path::new("/nonexistent/control"), &Request::List).unwrap_err();
+        assert_eq!(error.to_string(), "cannot connect to /nonexistent/control");
+    }
+}
