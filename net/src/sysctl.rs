@@ -1,0 +1,138 @@
+//! Settings of the network stack: the files below /proc/sys/net.
+//!
+//! Keys are written with slashes (`net/ipv4/conf/eth0/forwarding`), since names of interfaces may have dots.
+//! The files show the network namespace of the thread that opens them: for another one see [`crate::namespace::within`].
+
+use std::{fs, io, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The tree of settings, /proc/sys or a copy of it.
+#[derive(Debug, Clone)]
+pub struct Sysctl {
+    root: PathBuf,
+}
+
+/// A setting that was changed, and what it was before: enough to take it back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The setting, with slashes.
+    pub key: String,
+    /// Its value before.
+    pub before: String,
+}
+
+/// IPv4 or IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// net/ipv4
+    V4,
+    /// net/ipv6
+    V6,
+}
+
+impl Default for Sysctl {
+    fn default() -> Self {
+        Self::at("/proc/sys")
+    }
+}
+
+impl Sysctl {
+    /// The settings below `root` instead of /proc/sys.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The value of a setting, without the line's end.
+    pub fn read(&self, key: &str) -> Result<String> {
+        match fs::read_to_string(self.root.join(key)) {
+            Ok(text) => Ok(text.trim_end().to_owned()),
+            Err(e) => Err(Error::new("read setting", key, e)),
+        }
+    }
+
+    /// Changes a setting; `None` if it was so already.
+    pub fn set(&self, key: &str, value: &str) -> Result<Option<Change>> {
+        let before = self.read(key)?;
+        if before == value {
+            return Ok(None);
+        }
+        self.write(key, value)?;
+        let key = key.to_owned();
+        Ok(Some(Change { key, before }))
+    }
+
+    /// Takes back a change; a setting that is gone (with its interface) is fine.
+    pub fn take_back(&self, change: &Change) -> Result<()> {
+        match self.write(&change.key, &change.before) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    fn write(&self, key: &str, value: &str) -> Result<()> {
+        let path = self.root.join(key);
+        // Not fs::write, which would make a file that is not there: a misspelt key must fail in a copy of the tree too.
+        let file = fs::OpenOptions::new().write(true).open(path);
+        file.and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
+            .map_err(|e| Error::new("write setting", format!("{key} = {value}"), e))
+    }
+
+    /// Lets the host route packets of this family between all its interfaces; returns what it changed, in order.
+    ///
+    /// IPv6: a host that routes no longer listens to routers unless `accept_ra` is 2 (Documentation/networking/ip-sysctl.rst), so
+    /// interfaces that listened go on to: otherwise the host would lose its own default route.
+    pub fn enable_forwarding(&self, family: Family) -> Result<Vec<Change>> {
+        let mut changes = Vec::new();
+        match family {
+            Family::V4 => changes.extend(self.set("net/ipv4/ip_forward", "1")?),
+            Family::V6 => {
+                for link in self.interfaces(Family::V6)? {
+                    changes.extend(self.keep_listening(&link)?);
+                }
+                changes.extend(self.set("net/ipv6/conf/all/forwarding", "1")?);
+            }
+        }
+        Ok(changes)
+    }
+
+    fn keep_listening(&self, link: &str) -> Result<Option<Change>> {
+        let accept_ra = interface_key(Family::V6, link, "accept_ra");
+        let forwarding = interface_key(Family::V6, link, "forwarding");
+        if self.read(&accept_ra)? == "1" && self.read(&forwarding)? == "0" {
+            return self.set(&accept_ra, "2");
+        }
+        Ok(None)
+    }
+
+    /// The interfaces that have settings of this family, without `all` and `default`.
+    fn interfaces(&self, family: Family) -> Result<Vec<String>> {
+        let path = self.root.join(conf(family));
+        let list = || -> io::Result<Vec<String>> {
+            let mut names = Vec::new();
+            for entry in fs::read_dir(&path)? {
+                names.extend(entry?.file_name().into_string().ok());
+            }
+            names.retain(|name| name != "all" && name != "default");
+            names.sort();
+            Ok(names)
+        };
+        list().map_err(|e| Error::new("list", path.display().to_string(), e))
+    }
+}
+
+fn conf(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "net/ipv4/conf",
+        Family::V6 => "net/ipv6/conf",
+    }
+}
+
+/// The key of a setting of one interface; `link` may also be `all` or `default`.
+///
+/// Those used here: `forwarding`; of IPv6 also `accept_dad`, `accept_ra`, `disable_ipv6`.
+pub fn interface_key(family: Family, link: &str, setting: &str) -> String {
+    format!("{}/{link}/{setting}", conf(family))
+}

@@ -1,0 +1,2 @@
+//! Tests in network namespaces of their own; need root.
+fn main() {}
