@@ -1,0 +1,108 @@
+# vsos: everything a person or a machine does with this tree. `make help` lists it.
+
+SHELL       := /bin/sh
+CARGO       ?= cargo
+PREFIX      ?= /usr/local
+DESTDIR     ?=
+# Tests whose name contains T, e.g. `make system T=reboot`.
+T           ?=
+# The lab of virtual machines: yes or no.
+LAB         ?= yes
+# How many servers the bench starts at once.
+N           ?= 200
+
+TARGET      := $(or $(CARGO_TARGET_DIR),target)
+PROGRAMS    := $(TARGET)/release
+# The programs run inside and beside any guest, so they need no libc, no loader and no fixed-up addresses.
+STATIC      := -C target-feature=+crt-static -C relocation-model=static
+# Each program is linked by its own cargo call: the flags then bind that link only, and proc macros still build.
+LINK        := $(CARGO) rustc --quiet
+
+bindir      := $(PREFIX)/bin
+libexecdir  := $(PREFIX)/libexec/vsos
+mandir      := $(PREFIX)/share/man
+unitdir     := $(PREFIX)/lib/systemd/system
+bashdir     := $(PREFIX)/share/bash-completion/completions
+zshdir      := $(PREFIX)/share/zsh/site-functions
+fishdir     := $(PREFIX)/share/fish/vendor_completions.d
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup programs demo demo-clean check format lint unit docs test system lab-notice bench install clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing to build and test (tests/packages has the list and the reasons)
+	@tests/setup.sh run build test
+
+programs: ## build the three programs, static, into target/release
+	$(LINK) --release -p vsctl --bin vsctl -- $(STATIC)
+	$(LINK) --release -p lxcfs-fuse --bin lxcfs-fuse -- $(STATIC)
+	$(LINK) --profile init -p init --bin vsinit -- $(STATIC)
+	@# Renamed into place: a server may be running the old one.
+	@cp $(TARGET)/init/vsinit $(PROGRAMS)/vsinit.new && mv -f $(PROGRAMS)/vsinit.new $(PROGRAMS)/vsinit
+
+demo: ## boot two virtual servers and show them (root)
+	@tests/setup.sh run build
+	@$(MAKE) --no-print-directory programs
+	@VSOS_PROGRAMS=$(PROGRAMS) tests/demo.sh show
+
+demo-clean: ## take away all that the demo made (root)
+	@VSOS_PROGRAMS=$(PROGRAMS) tests/demo.sh clean
+
+check: format lint unit docs ## format, clippy, unit, golden and tidy tests, documentation
+
+format:
+	@$(CARGO) fmt --version >/dev/null 2>&1 || { echo "check: cargo fmt is missing (Debian 13: apt-get install rustfmt; rustup: rustup component add rustfmt)" >&2; exit 1; }
+	$(CARGO) fmt --all --check
+
+lint:
+	@$(CARGO) clippy --version >/dev/null 2>&1 || { echo "check: cargo clippy is missing (Debian 13: apt-get install rust-clippy; rustup: rustup component add clippy)" >&2; exit 1; }
+	$(CARGO) clippy --quiet --workspace --all-targets -- -D warnings
+
+unit:
+	$(CARGO) test --quiet --workspace
+
+docs:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --workspace --no-deps
+
+test: setup check lab-notice programs ## set-up, check, then the system tests on this host (root); LAB=no
+	@$(MAKE) --no-print-directory system
+
+system: ## only the system tests (root, programs built); T=part-of-a-name chooses
+	VSOS_PROGRAMS=$(abspath $(PROGRAMS)) $(CARGO) test --quiet -p system-tests --test system -- $(T)
+
+# Honest about what is not run; the closing line of the system tests stays the last one.
+lab-notice:
+ifeq ($(LAB),no)
+	@echo "lab: left out, as asked (LAB=no): nothing runs in virtual machines"
+else
+	@echo "lab: there is none yet: the system tests run on this host only"
+endif
+
+bench: ## measure side by side with the installed peers; writes docs/benchmarks.md (root); N=servers
+	@tests/setup.sh run build bench
+	@$(MAKE) --no-print-directory programs
+	VSOS_PROGRAMS=$(abspath $(PROGRAMS)) $(CARGO) run --quiet --release -p system-tests --bin vsos-bench -- --servers $(N) --write docs/benchmarks.md
+
+install: ## install programs, man pages, completions and the systemd unit (PREFIX, DESTDIR); run `make programs` first
+	@for program in vsctl vsinit lxcfs-fuse; do test -x $(PROGRAMS)/$$program || { echo "install: $(PROGRAMS)/$$program is missing: run make programs" >&2; exit 1; }; done
+	install -D -m 0755 $(PROGRAMS)/vsctl $(DESTDIR)$(bindir)/vsctl
+	install -D -m 0755 $(PROGRAMS)/vsinit $(DESTDIR)$(libexecdir)/vsinit
+	install -D -m 0755 $(PROGRAMS)/lxcfs-fuse $(DESTDIR)$(libexecdir)/lxcfs-fuse
+	install -d $(DESTDIR)$(mandir)/man8 $(DESTDIR)$(mandir)/man5
+	rm -rf $(TARGET)/man && mkdir -p $(TARGET)/man && $(PROGRAMS)/vsctl man $(TARGET)/man
+	for page in $(TARGET)/man/*.[58] $(wildcard docs/*.[58] docs/man/*.[58]); do \
+		test -e $$page || continue; \
+		install -m 0644 $$page $(DESTDIR)$(mandir)/man$${page##*.}/ || exit 1; \
+	done
+	install -d $(DESTDIR)$(bashdir) $(DESTDIR)$(zshdir) $(DESTDIR)$(fishdir) $(DESTDIR)$(unitdir)
+	$(PROGRAMS)/vsctl completions bash >$(DESTDIR)$(bashdir)/vsctl
+	$(PROGRAMS)/vsctl completions zsh >$(DESTDIR)$(zshdir)/_vsctl
+	$(PROGRAMS)/vsctl completions fish >$(DESTDIR)$(fishdir)/vsctl.fish
+	sed 's|@bindir@|$(bindir)|g' vsctl/vsos.service.in >$(DESTDIR)$(unitdir)/vsos.service
+	chmod 0644 $(DESTDIR)$(unitdir)/vsos.service
+
+clean: ## remove what was built
+	$(CARGO) clean

@@ -1,0 +1,438 @@
+//! Running a program with a hard limit: it ends by itself, or it is killed and counts as a failure.
+//!
+//! A command must also let go of its output when it ends: a process left behind that still holds the pipe would hang
+//! every script that reads it, so that is an error here.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    io::{Read, Write},
+    os::unix::process::{CommandExt, ExitStatusExt},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+
+/// How long a command may take unless the caller knows better. Generous: it bounds hangs, it measures nothing.
+pub const LIMIT: Duration = Duration::from_secs(90);
+/// How long the output may stay open after the command has ended.
+const OUTPUT_GRACE: Duration = Duration::from_secs(5);
+
+/// A command to run: program, arguments, environment, input and limit.
+#[derive(Clone, Debug)]
+pub struct Invocation {
+    program: OsString,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+    input: Vec<u8>,
+    limit: Duration,
+}
+
+/// A command that ended by itself.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// The command line, for messages.
+    pub command: String,
+    /// The exit status; a signal is 128+N, as a shell has it.
+    pub code: i32,
+    /// What it wrote to its standard output.
+    pub stdout: Vec<u8>,
+    /// What it wrote to its standard error.
+    pub stderr: Vec<u8>,
+    /// Wall time. For the bench; no promise looks at it.
+    pub took: Duration,
+}
+
+impl Invocation {
+    /// A call of `program` without arguments.
+    pub fn new(program: impl AsRef<OsStr>) -> Self {
+        Self {
+            program: program.as_ref().into(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            input: Vec::new(),
+            limit: LIMIT,
+        }
+    }
+
+    /// Adds arguments.
+    pub fn args<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, arguments: I) -> Self {
+        self.arguments.extend(
+            arguments
+                .into_iter()
+                .map(|argument| argument.as_ref().into()),
+        );
+        self
+    }
+
+    /// Sets a variable in the environment.
+    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.environment
+            .push((key.as_ref().into(), value.as_ref().into()));
+        self
+    }
+
+    /// Bytes for the standard input; without them it is `/dev/null`.
+    pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.input = bytes.into();
+        self
+    }
+
+    /// Changes the limit.
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Runs it to its end, whatever its exit status.
+    pub fn run(self) -> Result<Finished> {
+        let mut background = self.spawn()?;
+        background.wait()
+    }
+
+    /// Runs it and asks for exit status 0.
+    pub fn succeed(self) -> Result<Finished> {
+        self.run()?.success()
+    }
+
+    /// Starts it; dropped, it is killed with its process group.
+    pub fn spawn(self) -> Result<Background> {
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .envs(self.environment.iter().cloned())
+            .process_group(0);
+        command.stdin(if self.input.is_empty() {
+            Stdio::null()
+        } else {
+            Stdio::piped()
+        });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("run {self}"))?;
+        if let Some(mut pipe) = child.stdin.take() {
+            let input = self.input.clone();
+            // A command that does not read its input closes the pipe: its exit status tells, not the write.
+            thread::spawn(move || pipe.write_all(&input));
+        }
+        let stdout = drain(child.stdout.take().context("no pipe for the output")?);
+        let stderr = drain(child.stderr.take().context("no pipe for the errors")?);
+        Ok(Background {
+            command: self.to_string(),
+            child,
+            stdout,
+            stderr,
+            limit: self.limit,
+            started: Instant::now(),
+        })
+    }
+}
+
+impl fmt::Display for Invocation {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let program = Path::new(&self.program)
+            .file_name()
+            .unwrap_or(&self.program);
+        write!(out, "{}", program.to_string_lossy())?;
+        self.arguments
+            .iter()
+            .try_for_each(|argument| write!(out, " {}", argument.to_string_lossy().escape_debug()))
+    }
+}
+
+/// A command that is running.
+#[derive(Debug)]
+pub struct Background {
+    command: String,
+    child: Child,
+    stdout: Receiver<Chunk>,
+    stderr: Receiver<Chunk>,
+    limit: Duration,
+    started: Instant,
+}
+
+impl Background {
+    /// The process id on the host.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).expect("a pid fits pid_t")
+    }
+
+    /// Waits for its end; past the limit the whole process group is killed, and that is an error with the output.
+    pub fn wait(&mut self) -> Result<Finished> {
+        let status = match self.wait_until(self.started + self.limit)? {
+            Some(status) => status,
+            None => {
+                self.kill();
+                let output = self.collect(Duration::from_secs(1));
+                bail!(
+                    "{} hung for {} s and was killed\n{}",
+                    self.command,
+                    self.limit.as_secs(),
+                    output.shown()
+                );
+            }
+        };
+        let took = self.started.elapsed();
+        let output = self.collect(OUTPUT_GRACE);
+        ensure!(
+            output.closed,
+            "{} ended, but a process it left behind still holds its output open\n{}",
+            self.command,
+            output.shown()
+        );
+        let code = status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+        Ok(Finished {
+            command: self.command.clone(),
+            code,
+            stdout: output.stdout,
+            stderr: output.stderr,
+            took,
+        })
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Kills the whole process group.
+    pub fn kill(&mut self) {
+        // Gone already is fine.
+        let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
+        let _ = self.child.wait();
+    }
+
+    fn wait_until(&mut self, end: Instant) -> Result<Option<ExitStatus>> {
+        let mut pause = Duration::from_micros(200);
+        loop {
+            if let Some(status) = self
+                .child
+                .try_wait()
+                .with_context(|| format!("wait for {}", self.command))?
+            {
+                return Ok(Some(status));
+            }
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(10));
+        }
+    }
+
+    fn collect(&self, grace: Duration) -> Output {
+        let end = Instant::now() + grace;
+        let (stdout, out_closed) = gather(&self.stdout, end);
+        let (stderr, err_closed) = gather(&self.stderr, end);
+        Output {
+            stdout,
+            stderr,
+            closed: out_closed && err_closed,
+        }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if self.is_running() {
+            self.kill();
+        }
+    }
+}
+
+impl Finished {
+    /// Itself, if the exit status is 0.
+    pub fn success(self) -> Result<Self> {
+        ensure!(self.code == 0, "{self}");
+        Ok(self)
+    }
+
+    /// Itself, if it failed with `code` and its errors contain all of `words` (in any case of letters).
+    ///
+    /// Panic and silence are never a right way to fail.
+    pub fn failure(self, code: i32, words: &[&str]) -> Result<Self> {
+        ensure!(self.code == code, "wanted exit status {code}\n{self}");
+        self.complains(words)
+    }
+
+    /// Itself, if it failed in any orderly way and its errors contain all of `words`.
+    pub fn complains(self, words: &[&str]) -> Result<Self> {
+        ensure!(self.code != 0, "wanted a failure\n{self}");
+        ensure!(
+            self.code < 101,
+            "wanted an orderly failure, not a panic or a signal\n{self}"
+        );
+        let errors = self.errors().to_lowercase();
+        ensure!(
+            !errors.trim().is_empty(),
+            "it failed without a word\n{self}"
+        );
+        for word in words {
+            ensure!(
+                errors.contains(&word.to_lowercase()),
+                "the error does not name {word:?}\n{self}"
+            );
+        }
+        Ok(self)
+    }
+
+    /// The standard output as text, without the white space around it.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).trim().to_owned()
+    }
+
+    /// The standard error as text.
+    pub fn errors(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// The standard output as JSON.
+    pub fn json(&self) -> Result<serde_json::Value> {
+        serde_json::from_slice(&self.stdout)
+            .with_context(|| format!("the output is not JSON\n{self}"))
+    }
+}
+
+impl fmt::Display for Finished {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "$ {}\nexit status {}", self.command, self.code)?;
+        write!(out, "{}", shown(&self.stdout, &self.stderr))
+    }
+}
+
+/// What was gathered, and whether both pipes have been closed.
+struct Output {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    closed: bool,
+}
+
+impl Output {
+    fn shown(&self) -> String {
+        shown(&self.stdout, &self.stderr)
+    }
+}
+
+fn shown(stdout: &[u8], stderr: &[u8]) -> String {
+    let part = |name: &str, bytes: &[u8]| match String::from_utf8_lossy(bytes).trim_end() {
+        "" => String::new(),
+        text => text
+            .lines()
+            .map(|line| format!("  {name} {line}\n"))
+            .collect(),
+    };
+    part("out|", stdout) + &part("err|", stderr)
+}
+
+/// Bytes as they came; the end of the channel is the end of the pipe.
+type Chunk = Vec<u8>;
+
+fn drain(mut pipe: impl Read + Send + 'static) -> Receiver<Chunk> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut buffer = [0; 16384];
+        while let Ok(count) = pipe.read(&mut buffer) {
+            if count == 0 || sender.send(buffer[..count].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+fn gather(chunks: &Receiver<Chunk>, end: Instant) -> (Vec<u8>, bool) {
+    let mut bytes = Vec::new();
+    loop {
+        match chunks.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(chunk) => bytes.extend(chunk),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return (bytes, true),
+            Err(mpsc::RecvTimeoutError::Timeout) => return (bytes, false),
+        }
+    }
+}
+
+/// Calls `probe` until it yields something, for at most `limit`; then the error says what was waited for.
+pub fn eventually<T>(
+    what: &str,
+    limit: Duration,
+    mut probe: impl FnMut() -> Option<T>,
+) -> Result<T> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(value) = probe() {
+            return Ok(value);
+        }
+        ensure!(
+            Instant::now() < end,
+            "waited {} s in vain: {what}",
+            limit.as_secs()
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Invocation {
+        Invocation::new("sh").args(["-c", script])
+    }
+
+    #[test]
+    fn output_and_status_are_kept_apart() {
+        let done = shell("cat; echo no >&2; exit 7")
+            .input("yes")
+            .run()
+            .unwrap();
+        assert_eq!(
+            (done.text().as_str(), done.errors().as_str(), done.code),
+            ("yes", "no\n", 7)
+        );
+    }
+
+    #[test]
+    fn a_command_that_hangs_is_an_error_with_its_output() {
+        let error = shell("echo before; sleep 60")
+            .limit(Duration::from_millis(300))
+            .run()
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("hung") && error.to_string().contains("before"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_signal_counts_as_a_shell_counts_it() {
+        assert_eq!(shell("kill -9 $$").run().unwrap().code, 137);
+    }
+
+    #[test]
+    fn a_failure_must_be_orderly_and_name_its_object() {
+        assert!(
+            shell("echo no such server web1 >&2; exit 44")
+                .run()
+                .unwrap()
+                .failure(44, &["WEB1"])
+                .is_ok()
+        );
+        assert!(shell("exit 44").run().unwrap().complains(&[]).is_err());
+        assert!(
+            shell("echo panicked >&2; exit 101")
+                .run()
+                .unwrap()
+                .complains(&[])
+                .is_err()
+        );
+    }
+}
