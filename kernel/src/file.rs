@@ -1,0 +1,166 @@
+//! Files: writing that is all or nothing, and opening that cannot leave a directory.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use crate::Result;
+use crate::error::{During, Error};
+
+/// Replaces `path` by `bytes`: after a crash either the old or the new content is there, whole. Mode 0644.
+///
+/// A temporary file beside it, fsync, rename, fsync of the directory.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomic_mode(path, bytes, 0o644)
+}
+
+/// [`write_atomic`] with the mode of the new file.
+pub fn write_atomic_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let temporary = temporary_beside(path)?;
+    let written = write_new(&temporary, bytes, mode, true)
+        .and_then(|()| std::fs::rename(&temporary, path).during("rename to", path.display()));
+    if let Err(error) = written {
+        // Best effort: the first error is the one that matters.
+        let _ = std::fs::remove_file(&temporary);
+        return Err(error);
+    }
+    let directory_file = File::open(directory).during("open directory", directory.display())?;
+    directory_file
+        .sync_all()
+        .during("sync directory", directory.display())
+}
+
+/// [`write_atomic`] without the two fsync: for files below /run, where a crash of the host leaves nothing anyway.
+/// A reader sees the old or the new content, whole.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let temporary = temporary_beside(path)?;
+    let written = write_new(&temporary, bytes, mode, false)
+        .and_then(|()| std::fs::rename(&temporary, path).during("rename to", path.display()));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// A name in the same directory that no other writer uses: process and a count within it.
+fn temporary_beside(path: &Path) -> Result<PathBuf> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let Some(name) = path.file_name() else {
+        return Err(Error::refused(
+            "write",
+            path.display(),
+            std::io::ErrorKind::InvalidInput,
+            "the path has no file name",
+        ));
+    };
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    Ok(path.with_file_name(format!(
+        ".{}.{}.{count}.new",
+        name.to_string_lossy(),
+        std::process::id()
+    )))
+}
+
+/// Creates `path` exclusively with `bytes`.
+fn write_new(path: &Path, bytes: &[u8], mode: u32, sync: bool) -> Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let fd = match rustix::fs::open(path, flags, Mode::from_raw_mode(mode)) {
+        // Left by a process of the same pid that was killed in between.
+        Err(rustix::io::Errno::EXIST) => {
+            std::fs::remove_file(path).during("remove", path.display())?;
+            rustix::fs::open(path, flags, Mode::from_raw_mode(mode))
+        }
+        other => other,
+    };
+    let mut file = File::from(fd.during("create", path.display())?);
+    file.write_all(bytes).during("write", path.display())?;
+    if sync {
+        file.sync_all().during("sync", path.display())?;
+    }
+    Ok(())
+}
+
+/// Opens `path` as a process chrooted to `root` would see it: `..` and absolute symbolic links stay below
+/// (openat2(2) `RESOLVE_IN_ROOT`), and magic links are refused. For reading trees that a guest controls.
+pub fn open_beneath(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
+    open_beneath_with(root, path, OFlags::RDONLY, 0)
+}
+
+/// [`open_beneath`] with open(2) flags and the mode of a created file; `O_CLOEXEC` is added.
+pub fn open_beneath_with(
+    root: impl AsFd,
+    path: &Path,
+    flags: OFlags,
+    mode: u32,
+) -> Result<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    loop {
+        match rustix::fs::openat2(
+            root.as_fd(),
+            path,
+            flags | OFlags::CLOEXEC,
+            Mode::from_raw_mode(mode),
+            resolve,
+        ) {
+            // The kernel says EAGAIN when a rename raced with the look-up; it asks to be asked again.
+            Err(rustix::io::Errno::AGAIN) if !flags.contains(OFlags::NONBLOCK) => {}
+            other => return other.during("open below root", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    #[test]
+    fn an_atomic_write_replaces_and_leaves_no_temporary() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record.toml");
+        write_atomic(&path, b"one").unwrap();
+        write_atomic_mode(&path, b"two", 0o600).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        replace(&path, b"three", 0o644).unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("is-a-directory");
+        std::fs::create_dir(&path).unwrap();
+        assert!(write_atomic(&path, b"x").is_err());
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn links_out_of_the_root_stay_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("etc")).unwrap();
+        std::fs::write(directory.path().join("etc/name"), "inside").unwrap();
+        symlink("/etc/name", directory.path().join("absolute")).unwrap();
+        symlink("../../../etc/name", directory.path().join("dots")).unwrap();
+        let root = File::open(directory.path()).unwrap();
+        for link in ["absolute", "dots", "/etc/name", "../etc/name"] {
+            let mut text = String::new();
+            File::from(open_beneath(&root, Path::new(link)).unwrap())
+                .read_to_string(&mut text)
+                .unwrap();
+            assert_eq!(text, "inside", "{link}");
+        }
+    }
+}

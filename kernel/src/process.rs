@@ -1,0 +1,258 @@
+//! Processes: making them with their namespaces, naming them for ever, watching them, and the state that exec keeps.
+//!
+//! Limit: nothing here looks a user up by name; a static program must not load the guest's NSS modules.
+
+mod fork;
+mod pidfd;
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use nix::unistd::{Gid, Uid};
+use rustix::process::{DumpableBehavior, Pid, WaitOptions};
+
+pub use fork::{CloneOptions, Fork, fork};
+pub use pidfd::PidFd;
+
+use crate::error::{During, Error};
+use crate::{Result, sys};
+
+/// When process `pid` started, in clock ticks since boot: with the pid it names a process for ever
+/// (field 22 of /proc/PID/stat). ENOENT or ESRCH: no such process.
+pub fn start_time(pid: i32) -> Result<u64> {
+    let path = format!("/proc/{pid}/stat");
+    let text = std::fs::read(&path).during("read", &path)?;
+    parse_start_time(&text).ok_or_else(|| {
+        Error::refused(
+            "parse",
+            &path,
+            io::ErrorKind::InvalidData,
+            "field 22 is missing",
+        )
+    })
+}
+
+/// The name of the program is in parentheses and may hold anything, so fields count from the last one.
+fn parse_start_time(stat: &[u8]) -> Option<u64> {
+    let end = stat.iter().rposition(|&byte| byte == b')')?;
+    let rest = std::str::from_utf8(&stat[end + 1..]).ok()?;
+    // The field after the name is number 3.
+    rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+}
+
+/// Waits until the child `pid` has ended and takes its status. ECHILD: not a child of the caller.
+pub fn status_of(pid: i32) -> Result<ExitStatus> {
+    let child = to_pid(pid, "wait for")?;
+    loop {
+        match rustix::process::waitpid(Some(child), WaitOptions::empty()) {
+            Ok(Some((_, status))) => return Ok(ExitStatus::from_raw(status.as_raw() as i32)),
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno).during("wait for", format_args!("pid {pid}")),
+        }
+    }
+}
+
+/// Takes the status of any child that has ended, without waiting. `None`: no child has, or there is none.
+pub fn reap_any() -> Result<Option<(i32, ExitStatus)>> {
+    match rustix::process::wait(WaitOptions::NOHANG) {
+        Ok(Some((pid, status))) => Ok(Some((
+            pid.as_raw_pid(),
+            ExitStatus::from_raw(status.as_raw() as i32),
+        ))),
+        Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
+        Err(errno) => Err(errno).during("wait for", "any child"),
+    }
+}
+
+/// Whether the process may be looked into by those of its own user and dumps core (prctl(2) `PR_SET_DUMPABLE`).
+///
+/// A process that changed its ids is not dumpable: its files in /proc then belong to the host's root, and the root of
+/// a user namespace cannot write its own `timens_offsets`.
+pub fn set_dumpable(dumpable: bool) -> Result<()> {
+    let behavior = if dumpable {
+        DumpableBehavior::Dumpable
+    } else {
+        DumpableBehavior::NotDumpable
+    };
+    rustix::process::set_dumpable_behavior(behavior).during("set dumpable", dumpable)
+}
+
+/// The caller gets `signal` when the thread that made it ends; 0 takes it back. A change of ids clears it too.
+pub fn set_parent_death_signal(signal: i32) -> Result<()> {
+    let named = nix::sys::signal::Signal::try_from(signal).ok();
+    nix::sys::prctl::set_pdeathsig(named).during("set parent death signal", signal)
+}
+
+/// Orphans below the caller become its children instead of init's.
+pub fn become_subreaper() -> Result<()> {
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .during("become", "subreaper")
+}
+
+/// From here on no exec gives the process more privileges (prctl(2) `PR_SET_NO_NEW_PRIVS`).
+pub fn no_new_privileges() -> Result<()> {
+    rustix::thread::set_no_new_privs(true).during("set", "no_new_privs")
+}
+
+/// Makes the caller the given user for ever: groups first, user last, for after that it may no longer.
+///
+/// ENOSYS or EINVAL: an id has no place in the caller's user namespace.
+pub fn set_user(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
+    let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
+    nix::unistd::setgroups(&groups).during("set groups", format_args!("{groups:?}"))?;
+    let id = Gid::from_raw(gid);
+    nix::unistd::setresgid(id, id, id).during("set group", gid)?;
+    let id = Uid::from_raw(uid);
+    nix::unistd::setresuid(id, id, id).during("set user", uid)
+}
+
+/// Begins a session of the caller's own, without a terminal (setsid(2)).
+pub fn new_session() -> Result<()> {
+    rustix::process::setsid().during("begin", "session")?;
+    Ok(())
+}
+
+/// Makes `terminal` the controlling terminal of the session the caller leads.
+pub fn set_controlling_terminal(terminal: impl AsFd) -> Result<()> {
+    rustix::process::ioctl_tiocsctty(terminal).during("take", "controlling terminal")
+}
+
+/// Closes every descriptor from `first` up but those in `except`.
+///
+/// For the moment before exec or in a fresh child: a value that still owns one of them must never be used again
+/// (nor dropped: leave by exec or exit).
+pub fn close_from(first: RawFd, except: &[RawFd]) -> Result<()> {
+    for (from, to) in gaps(first, except) {
+        sys::close_range(from, to, 0).during("close descriptors", format_args!("{from}-{to}"))?;
+    }
+    Ok(())
+}
+
+/// The ranges from `first` up that hold none of `except`; both ends included.
+fn gaps(first: RawFd, except: &[RawFd]) -> Vec<(RawFd, RawFd)> {
+    let mut kept: Vec<RawFd> = except.iter().copied().filter(|&fd| fd >= first).collect();
+    kept.sort_unstable();
+    kept.dedup();
+    let mut ranges = Vec::with_capacity(kept.len() + 1);
+    let mut from = first;
+    for fd in kept {
+        if fd > from {
+            ranges.push((from, fd - 1));
+        }
+        from = fd.saturating_add(1);
+    }
+    ranges.push((from, RawFd::MAX));
+    ranges
+}
+
+/// Takes ownership of a descriptor that came by its number through exec, and sets close-on-exec. EBADF: it is not open.
+///
+/// Call it once per number, at the start of the program, before anything else is opened: the number must have no
+/// other owner.
+pub fn adopt_descriptor(number: RawFd) -> Result<OwnedFd> {
+    let fd = sys::adopt(number).during("adopt descriptor", number)?;
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)
+        .during("set close-on-exec of descriptor", number)?;
+    Ok(fd)
+}
+
+/// Makes `number` a copy of `fd` that stays open across exec, closing what was there.
+///
+/// For the moment before exec: a value that owns `number` must never be used again. Copy first to numbers above all
+/// that are still wanted when the sets overlap.
+pub fn place_descriptor(fd: impl AsFd, number: RawFd) -> Result<()> {
+    use std::os::fd::AsRawFd;
+    let fd = fd.as_fd();
+    if fd.as_raw_fd() == number {
+        // dup3 refuses to copy onto itself; only the flag has to go.
+        return keep_across_exec(fd);
+    }
+    sys::duplicate_to(fd, number, 0).during("place descriptor", number)
+}
+
+/// Takes close-on-exec off.
+pub fn keep_across_exec(fd: impl AsFd) -> Result<()> {
+    rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())
+        .during("keep across exec", "descriptor")
+}
+
+/// Executes the program that `program` is open on, whatever path it has by now (execveat(2) `AT_EMPTY_PATH`).
+///
+/// Returns only on failure. A script needs its descriptor to stay open across exec; else ENOENT.
+pub fn exec_descriptor(
+    program: BorrowedFd<'_>,
+    argv: &[CString],
+    environment: &[CString],
+) -> Error {
+    let result = nix::unistd::execveat(
+        program,
+        c"",
+        argv,
+        environment,
+        nix::fcntl::AtFlags::AT_EMPTY_PATH,
+    );
+    exec_failed(result, "open descriptor")
+}
+
+/// Executes the program at `path`. Returns only on failure.
+pub fn exec_path(path: &CStr, argv: &[CString], environment: &[CString]) -> Error {
+    exec_failed(
+        nix::unistd::execve(path, argv, environment),
+        &path.to_string_lossy(),
+    )
+}
+
+fn exec_failed(result: nix::Result<Infallible>, object: &str) -> Error {
+    let Err(errno) = result;
+    Error::new("execute", object, errno)
+}
+
+/// A pid as rustix has it: positive.
+fn to_pid(pid: i32, operation: &'static str) -> Result<Pid> {
+    // Pid::from_raw asserts in debug builds that the number is not negative.
+    let pid = if pid > 0 { Pid::from_raw(pid) } else { None };
+    pid.ok_or_else(|| {
+        Error::refused(
+            operation,
+            "process",
+            io::ErrorKind::InvalidInput,
+            "a pid is positive",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_time_is_found_behind_a_hostile_name() {
+        let stat = b"17 (a) b) (c) S 1 17 17 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 4242 1000 10 18446744073709551615 1";
+        assert_eq!(parse_start_time(stat), Some(4242));
+        assert_eq!(parse_start_time(b"17 (short) S 1"), None);
+        assert!(start_time(std::process::id() as i32).unwrap() > 0);
+    }
+
+    #[test]
+    fn gaps_leave_out_what_is_kept() {
+        assert_eq!(gaps(3, &[]), [(3, RawFd::MAX)]);
+        assert_eq!(gaps(3, &[5, 3, 5, 1]), [(4, 4), (6, RawFd::MAX)]);
+        assert_eq!(gaps(3, &[3, 4]), [(5, RawFd::MAX)]);
+    }
+
+    #[test]
+    fn a_pid_that_is_none_is_refused() {
+        assert_eq!(
+            status_of(0).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
+        assert_eq!(
+            PidFd::open(-5).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
+    }
+}

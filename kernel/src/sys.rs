@@ -1,0 +1,388 @@
+//! System calls that neither rustix nor nix wraps, as small safe functions.
+//!
+//! The only file of the workspace with `unsafe`. Nothing here decides anything: a function takes plain values,
+//! makes one call, and returns what the kernel said. The facility modules give these their meaning.
+
+use std::ffi::{c_char, c_int, c_uint};
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+/// Turns a raw return value into a result, reading errno on -1.
+fn check(value: libc::c_long) -> io::Result<libc::c_long> {
+    if value == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(value)
+    }
+}
+
+/// What clone3(2) made: `None` in the child, the child's pid and pidfd in the parent.
+pub(crate) type Cloned = Option<(i32, OwnedFd)>;
+
+/// clone3(2) with the semantics of fork(2) plus `flags`; `CLONE_PIDFD` is always added.
+///
+/// The caller must be single-threaded: in the child no other thread exists, so a lock that one of them held
+/// (the allocator's, for one) would stay locked for ever. `process::fork` checks that.
+/// Flags that share memory or make a thread are refused.
+pub(crate) fn clone3(
+    flags: u64,
+    exit_signal: c_int,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<Cloned> {
+    const SHARING: c_int = libc::CLONE_VM
+        | libc::CLONE_THREAD
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_VFORK
+        | libc::CLONE_SETTLS;
+    if flags & SHARING as u64 != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let mut pidfd: c_int = -1;
+    // SAFETY: clone_args is plain integers; zero is the documented "not used" of every field.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = flags | libc::CLONE_PIDFD as u64;
+    arguments.pidfd = &raw mut pidfd as u64;
+    arguments.exit_signal = exit_signal as u64;
+    if let Some(group) = cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = group.as_raw_fd() as u64;
+    }
+    // SAFETY: the pointer and size name a live clone_args; without CLONE_VM and with stack 0 the child runs on its
+    // own copy of this stack, as after fork(2), so both returns are from valid frames.
+    let pid = check(unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut arguments,
+            size_of::<libc::clone_args>(),
+        )
+    })?;
+    if pid == 0 {
+        return Ok(None);
+    }
+    // SAFETY: the kernel stored a new descriptor that nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Some((pid as i32, pidfd)))
+}
+
+/// `CLONE_INTO_CGROUP` of linux/sched.h; libc's constant is a c_int, which it does not fit.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// mount_setattr(2) on the mount that `mount` names, with `AT_EMPTY_PATH` and, if asked, `AT_RECURSIVE`.
+pub(crate) fn mount_setattr(
+    mount: BorrowedFd<'_>,
+    recursive: bool,
+    attributes: &libc::mount_attr,
+) -> io::Result<()> {
+    let mut flags = libc::AT_EMPTY_PATH as c_uint;
+    if recursive {
+        flags |= libc::AT_RECURSIVE as c_uint;
+    }
+    // SAFETY: an empty C string and a live mount_attr with its true size; the kernel only reads both.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            ptr::from_ref(attributes),
+            size_of::<libc::mount_attr>(),
+        )
+    })?;
+    Ok(())
+}
+
+/// One instruction of a classic BPF program, as in `struct sock_filter`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct ClassicInstruction {
+    /// Operation.
+    pub code: u16,
+    /// Instructions to skip when the comparison holds.
+    pub jump_true: u8,
+    /// Instructions to skip when it does not.
+    pub jump_false: u8,
+    /// The constant operand.
+    pub operand: u32,
+}
+
+/// seccomp(2) `SECCOMP_SET_MODE_FILTER` for the calling thread.
+pub(crate) fn seccomp_set_filter(
+    program: &[ClassicInstruction],
+    flags: libc::c_ulong,
+) -> io::Result<()> {
+    let length =
+        u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let header = libc::sock_fprog {
+        len: length,
+        filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut(),
+    };
+    // SAFETY: ClassicInstruction has the layout of sock_filter (both repr(C), same fields); header names `length`
+    // live ones; the kernel copies and does not write them.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const header,
+        )
+    })?;
+    Ok(())
+}
+
+/// The part of `union bpf_attr` for `BPF_PROG_LOAD` that is used here; what is left out counts as zero (bpf(2)).
+#[repr(C)]
+#[derive(Default)]
+struct BpfProgramLoad {
+    program_type: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buffer: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface_index: u32,
+    expected_attach_type: u32,
+}
+
+/// bpf(2) `BPF_PROG_LOAD`. With a log buffer the verifier writes its reasons there.
+pub(crate) fn bpf_program_load(
+    program_type: u32,
+    attach_type: u32,
+    name: &str,
+    instructions: &[u64],
+    log: Option<&mut [u8]>,
+) -> io::Result<OwnedFd> {
+    let mut attributes = BpfProgramLoad {
+        program_type,
+        instruction_count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: c"Dual MIT/GPL".as_ptr() as u64,
+        expected_attach_type: attach_type,
+        ..Default::default()
+    };
+    let length = name.len().min(15);
+    attributes.name[..length].copy_from_slice(&name.as_bytes()[..length]);
+    if let Some(log) = log {
+        attributes.log_level = 1;
+        attributes.log_size = log.len() as u32;
+        attributes.log_buffer = log.as_mut_ptr() as u64;
+    }
+    // SAFETY: every pointer in `attributes` names live memory of the length given beside it; only the log is written,
+    // and it is borrowed exclusively.
+    let fd = check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const attributes,
+            size_of::<BpfProgramLoad>(),
+        )
+    })?;
+    // SAFETY: a successful BPF_PROG_LOAD returns a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+const BPF_PROG_LOAD: c_int = 5;
+const BPF_PROG_ATTACH: c_int = 8;
+const BPF_PROG_DETACH: c_int = 9;
+const BPF_PROG_GET_FD_BY_ID: c_int = 13;
+const BPF_PROG_QUERY: c_int = 16;
+
+/// bpf(2) `BPF_PROG_ATTACH`; `replaced` goes with `BPF_F_REPLACE`.
+pub(crate) fn bpf_program_attach(
+    target: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    attach_type: u32,
+    flags: u32,
+    replaced: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let attributes: [u32; 5] = [
+        target.as_raw_fd() as u32,
+        program.as_raw_fd() as u32,
+        attach_type,
+        flags,
+        replaced.map_or(0, |fd| fd.as_raw_fd() as u32),
+    ];
+    // SAFETY: the five words are target_fd, attach_bpf_fd, attach_type, attach_flags, replace_bpf_fd of bpf_attr;
+    // the kernel reads them and no more than the size given.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_ATTACH,
+            attributes.as_ptr(),
+            size_of::<[u32; 5]>(),
+        )
+    })?;
+    Ok(())
+}
+
+/// bpf(2) `BPF_PROG_DETACH` of one program.
+pub(crate) fn bpf_program_detach(
+    target: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<()> {
+    let attributes: [u32; 3] = [
+        target.as_raw_fd() as u32,
+        program.as_raw_fd() as u32,
+        attach_type,
+    ];
+    // SAFETY: the three words are target_fd, attach_bpf_fd, attach_type of bpf_attr; the kernel only reads them.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_DETACH,
+            attributes.as_ptr(),
+            size_of::<[u32; 3]>(),
+        )
+    })?;
+    Ok(())
+}
+
+/// The `query` part of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct BpfQuery {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    program_ids: u64,
+    program_count: u32,
+    unused: u32,
+}
+
+/// bpf(2) `BPF_PROG_QUERY`: the ids of the programs attached to `target` itself, at most 64.
+pub(crate) fn bpf_program_query(target: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+    let mut ids = vec![0_u32; 64];
+    let mut attributes = BpfQuery {
+        target: target.as_raw_fd() as u32,
+        attach_type,
+        program_ids: ids.as_mut_ptr() as u64,
+        program_count: ids.len() as u32,
+        ..Default::default()
+    };
+    // SAFETY: `attributes` is live and writable, and names an array of `program_count` writable words.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_QUERY,
+            &raw mut attributes,
+            size_of::<BpfQuery>(),
+        )
+    })?;
+    ids.truncate(attributes.program_count as usize);
+    Ok(ids)
+}
+
+/// bpf(2) `BPF_PROG_GET_FD_BY_ID`.
+pub(crate) fn bpf_program_by_id(id: u32) -> io::Result<OwnedFd> {
+    let attributes: [u32; 3] = [id, 0, 0];
+    // SAFETY: the words are prog_id, next_id, open_flags of bpf_attr; the kernel only reads them.
+    let fd = check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_GET_FD_BY_ID,
+            attributes.as_ptr(),
+            size_of::<[u32; 3]>(),
+        )
+    })?;
+    // SAFETY: success returns a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// keyctl(2) `KEYCTL_JOIN_SESSION_KEYRING` with no name: a new anonymous session keyring.
+pub(crate) fn keyctl_join_anonymous_session() -> io::Result<i32> {
+    const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1;
+    // SAFETY: a null name is the documented way to ask for an anonymous keyring; no memory is touched.
+    let serial = check(unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_JOIN_SESSION_KEYRING,
+            ptr::null::<c_char>(),
+        )
+    })?;
+    Ok(serial as i32)
+}
+
+/// close_range(2) with `flags`; both ends are included.
+pub(crate) fn close_range(first: RawFd, last: RawFd, flags: c_uint) -> io::Result<()> {
+    // SAFETY: no memory is touched. That the numbers are not owned by a live value is the caller's promise;
+    // `process::close_from` passes it on, and is for the moment before exec.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first as c_uint,
+            last as c_uint,
+            flags,
+        )
+    })?;
+    Ok(())
+}
+
+/// Takes ownership of an open descriptor that came by its number through exec.
+pub(crate) fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD touches no memory; it only says whether the number is open.
+    check(unsafe { libc::c_long::from(libc::fcntl(fd, libc::F_GETFD)) })?;
+    // SAFETY: the number is open. That nothing else in this process owns it is the documented duty of the caller of
+    // `process::adopt_descriptor`: it is called once per number, at the start, before the program opens anything.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// dup3(2) onto a number, replacing what is there.
+pub(crate) fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd, flags: c_int) -> io::Result<()> {
+    // SAFETY: no memory is touched. Replacing a number that a live value owns would redirect that value; the callers
+    // (`process::place_descriptor`, before exec) say so.
+    check(unsafe { libc::c_long::from(libc::dup3(fd.as_raw_fd(), number, flags)) })?;
+    Ok(())
+}
+
+/// `struct pidfd_info` of linux/pidfd.h, its first 64 bytes (`PIDFD_INFO_SIZE_VER0`).
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroup_id: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+/// ioctl_pidfd(2) `PIDFD_GET_INFO`: the wait status of a process that has ended, `None` while it has not.
+pub(crate) fn pidfd_exit_code(pidfd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    // _IOWR(0xFF, 11, struct pidfd_info) with the size of version 0.
+    const PIDFD_GET_INFO: libc::c_ulong =
+        (3 << 30) | ((size_of::<PidfdInfo>() as libc::c_ulong) << 16) | (0xFF << 8) | 11;
+    let mut info = PidfdInfo {
+        mask: PIDFD_INFO_EXIT,
+        ..Default::default()
+    };
+    // SAFETY: the request's size is that of `info`, which is live and writable.
+    check(unsafe {
+        libc::c_long::from(libc::ioctl(
+            pidfd.as_raw_fd(),
+            PIDFD_GET_INFO as _,
+            &raw mut info,
+        ))
+    })?;
+    Ok((info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code))
+}
+
+/// pidfd_send_signal(2) with any signal number; rustix takes only the named ones, and systemd listens to real-time ones.
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Result<()> {
+    // SAFETY: a null siginfo asks the kernel to fill in that of kill(2); no memory is touched.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    })?;
+    Ok(())
+}
