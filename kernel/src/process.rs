@@ -121,6 +121,16 @@ pub fn set_controlling_terminal(terminal: impl AsFd) -> Result<()> {
     rustix::process::ioctl_tiocsctty(terminal).during("take", "controlling terminal")
 }
 
+/// Gives every signal its default meaning and blocks none: for the moment before exec.
+///
+/// Exec keeps ignored signals ignored and blocked ones blocked, and Rust's start-up ignores SIGPIPE.
+pub fn reset_signals() -> Result<()> {
+    sys::default_dispositions();
+    nix::sys::signal::SigSet::empty()
+        .thread_set_mask()
+        .during("unblock", "signals")
+}
+
 /// Closes every descriptor from `first` up but those in `except`.
 ///
 /// For the moment before exec or in a fresh child: a value that still owns one of them must never be used again

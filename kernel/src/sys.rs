@@ -190,6 +190,7 @@ const BPF_PROG_LOAD: c_int = 5;
 const BPF_PROG_ATTACH: c_int = 8;
 const BPF_PROG_DETACH: c_int = 9;
 const BPF_PROG_GET_FD_BY_ID: c_int = 13;
+const BPF_OBJ_GET_INFO_BY_FD: c_int = 15;
 const BPF_PROG_QUERY: c_int = 16;
 
 /// bpf(2) `BPF_PROG_ATTACH`; `replaced` goes with `BPF_F_REPLACE`.
@@ -295,6 +296,53 @@ pub(crate) fn bpf_program_by_id(id: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// The head of `struct bpf_prog_info`, up to the name.
+#[repr(C)]
+#[derive(Default)]
+struct BpfProgramInfo {
+    kind: u32,
+    id: u32,
+    tag: [u8; 8],
+    jited_length: u32,
+    translated_length: u32,
+    jited_instructions: u64,
+    translated_instructions: u64,
+    load_time: u64,
+    created_by: u32,
+    map_count: u32,
+    map_ids: u64,
+    name: [u8; 16],
+}
+
+/// bpf(2) `BPF_OBJ_GET_INFO_BY_FD` of a program: its name.
+pub(crate) fn bpf_program_name(program: BorrowedFd<'_>) -> io::Result<String> {
+    let mut info = BpfProgramInfo::default();
+    let pointer = &raw mut info as u64;
+    // The `info` part of bpf_attr: bpf_fd, info_len, then the pointer as two words (little-endian).
+    let mut attributes: [u32; 4] = [
+        program.as_raw_fd() as u32,
+        size_of::<BpfProgramInfo>() as u32,
+        pointer as u32,
+        (pointer >> 32) as u32,
+    ];
+    // SAFETY: attributes name a live, writable `info` of the length given; the kernel writes no more than that to it, and
+    // the length it filled in back to the second word.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET_INFO_BY_FD,
+            attributes.as_mut_ptr(),
+            size_of::<[u32; 4]>(),
+        )
+    })?;
+    let length = info
+        .name
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(info.name.len());
+    Ok(String::from_utf8_lossy(&info.name[..length]).into_owned())
+}
+
 /// keyctl(2) `KEYCTL_JOIN_SESSION_KEYRING` with no name: a new anonymous session keyring.
 pub(crate) fn keyctl_join_anonymous_session() -> io::Result<i32> {
     const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1;
@@ -385,4 +433,12 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Res
         )
     })?;
     Ok(())
+}
+
+/// signal(2) with `SIG_DFL` for every signal that may have another disposition.
+pub(crate) fn default_dispositions() {
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL runs no code of ours. EINVAL for SIGKILL, SIGSTOP and those that libc keeps is what is wanted.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
 }
