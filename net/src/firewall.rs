@@ -21,7 +21,7 @@ use netlink_packet_netfilter::{
     nftables::{NfTablesMessage, TableAttribute, TableMessage},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, error::errno_of};
 use nfnetlink::{Nfnetlink, Request};
 
 pub use forward::{ForwardDrop, forward_drops};
@@ -30,43 +30,47 @@ pub use ruleset::Ruleset;
 
 const ENOENT: i32 = 2;
 
-/// The name that our two tables share, the one of family inet and the one of family bridge.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Table(String);
+/// Our two tables, the one of family inet and the one of family bridge, reached by an open nfnetlink socket.
+///
+/// Closing it (drop, or the end of the process) after something was deleted waits until the kernel has freed that: one RCU grace
+/// period, 5 to 20 ms. The deletion itself takes effect at once, so keep the value while other slow work is done,
+/// such as deleting the link, and the wait is over by then.
+#[derive(Debug)]
+pub struct Firewall {
+    table: String,
+    socket: Nfnetlink,
+}
 
-impl Table {
-    /// The tables called `name`; no effect. Letters, digits and underscores only, see [`Ruleset::install`].
-    pub fn new(name: impl Into<String>) -> Self {
-        Self(name.into())
-    }
-
-    /// The name.
-    pub fn name(&self) -> &str {
-        &self.0
+impl Firewall {
+    /// Opens a socket for the tables called `table`, in the calling thread's network namespace; they need not exist.
+    pub fn open(table: impl Into<String>) -> Result<Self> {
+        let table = table.into();
+        match Nfnetlink::open() {
+            Ok(socket) => Ok(Self { table, socket }),
+            Err(e) => Err(Error::new("open", "nfnetlink socket", e)),
+        }
     }
 
     /// Whether both tables are there.
-    pub fn exists(&self) -> Result<bool> {
-        let mut socket = self.open("find firewall table")?;
+    pub fn exists(&mut self) -> Result<bool> {
         for family in FAMILIES {
             let get = NfTablesMessage::GetTable(self.message());
-            match socket.ask(family, get) {
+            match self.socket.ask(family, get) {
                 Ok(_) => {}
-                Err(e) if e.raw_os_error() == Some(ENOENT) => return Ok(false),
-                Err(e) => return Err(Error::new("find firewall table", &self.0, e)),
+                Err(e) if errno_of(&e) == Some(ENOENT) => return Ok(false),
+                Err(e) => return Err(Error::new("find firewall table", &self.table, e)),
             }
         }
         Ok(true)
     }
 
     /// Removes our tables with all bindings, and only them; gone already is fine.
-    pub fn remove(&self) -> Result<()> {
-        let mut socket = self.open("remove firewall table")?;
+    pub fn remove(&mut self) -> Result<()> {
         for family in FAMILIES {
             let delete = Request::delete(family, NfTablesMessage::DeleteTable(self.message()));
-            match socket.commit(vec![delete]) {
-                Err(e) if e.raw_os_error() != Some(ENOENT) => {
-                    return Err(Error::new("remove firewall table", &self.0, e));
+            match self.socket.commit(vec![delete]) {
+                Err(e) if errno_of(&e) != Some(ENOENT) => {
+                    return Err(Error::new("remove firewall table", &self.table, e));
                 }
                 _ => {}
             }
@@ -74,13 +78,9 @@ impl Table {
         Ok(())
     }
 
-    fn open(&self, operation: &'static str) -> Result<Nfnetlink> {
-        Nfnetlink::open().map_err(|e| Error::new(operation, &self.0, e))
-    }
-
     fn message(&self) -> TableMessage {
         TableMessage {
-            attributes: vec![TableAttribute::Name(self.0.clone())],
+            attributes: vec![TableAttribute::Name(self.table.clone())],
         }
     }
 }

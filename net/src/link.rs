@@ -61,7 +61,8 @@ pub struct Veth<'a> {
     pub peer_mac: Option<Mac>,
     /// The network namespace in which the other end is born.
     pub peer_namespace: BorrowedFd<'a>,
-    /// Switch both ends on.
+    /// Switch this end on. The other one is switched on in its own namespace, by [`Netlink::set_up`]: the kernel
+    /// refuses (`ENOTCONN`) to do that before the two ends are joined (drivers/net/veth.c, `veth_newlink`).
     pub up: bool,
 }
 
@@ -183,8 +184,7 @@ impl Netlink {
 }
 
 fn veth_message(veth: &Veth<'_>, bridge: Option<u32>) -> LinkMessage {
-    let ends = |builder: LinkMessageBuilder<LinkUnspec>, mac: Option<Mac>| {
-        let builder = if veth.up { builder.up() } else { builder };
+    let end = |builder: LinkMessageBuilder<LinkUnspec>, mac: Option<Mac>| {
         let mut message = builder.build();
         message
             .attributes
@@ -196,11 +196,12 @@ fn veth_message(veth: &Veth<'_>, bridge: Option<u32>) -> LinkMessage {
         message.attributes.push(LinkAttribute::NumRxQueues(1));
         message
     };
-    let mut peer = ends(LinkUnspec::new_with_name(veth.peer_name), veth.peer_mac);
+    let mut peer = end(LinkUnspec::new_with_name(veth.peer_name), veth.peer_mac);
     peer.attributes
         .push(LinkAttribute::NetNsFd(veth.peer_namespace.as_raw_fd()));
 
-    let mut near = ends(LinkUnspec::new_with_name(veth.name), veth.mac);
+    let near = LinkUnspec::new_with_name(veth.name);
+    let mut near = end(if veth.up { near.up() } else { near }, veth.mac);
     near.attributes
         .extend(bridge.map(LinkAttribute::Controller));
     near.attributes.push(LinkAttribute::LinkInfo(vec![

@@ -65,6 +65,10 @@ fn in_thread<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) ->
     outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this crate uses nothing of ours, so it cannot call kernel::namespace::enter; the error here names what failed too"
+)]
 fn go(netns: BorrowedFd<'_>) -> Result<()> {
     setns(netns, CloneFlags::CLONE_NEWNET)
         .map_err(|errno| Error::new(ENTER, "by descriptor", io::Error::from(errno)))

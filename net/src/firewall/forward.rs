@@ -4,12 +4,13 @@
 
 use std::{fs, io, process::Command};
 
+use netlink_packet_core::Parseable;
 use netlink_packet_netfilter::{
     NetfilterProtoFamily,
     nftables::{ChainAttribute, ChainMessage, Hook, HookNumber, InetHookNumber, NfTablesMessage},
 };
 
-use super::Nfnetlink;
+use super::nfnetlink::{Nfnetlink, Object};
 use crate::{Error, Result};
 
 /// A chain of somebody else's whose policy drops forwarded packets.
@@ -51,12 +52,10 @@ fn nftables() -> io::Result<Vec<ForwardDrop>> {
     Ok(chains.into_iter().filter_map(drop_in).collect())
 }
 
-fn drop_in((family, message): (NetfilterProtoFamily, NfTablesMessage)) -> Option<ForwardDrop> {
+fn drop_in(object: Object) -> Option<ForwardDrop> {
     const NF_DROP: u32 = 0;
-    let NfTablesMessage::NewChain(message) = message else {
-        return None;
-    };
-    let family = match family {
+    let message = ChainMessage::parse(&object.attributes).ok()?;
+    let family = match object.family {
         NetfilterProtoFamily::IPv4 => "ip",
         NetfilterProtoFamily::IPv6 => "ip6",
         NetfilterProtoFamily::Inet => "inet",

@@ -6,11 +6,12 @@
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    ErrorBuffer, ErrorMessage, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE,
+    NLMSG_ERROR, NetlinkBuffer, NetlinkMessage, Parseable,
 };
 use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-    nftables::NfTablesMessage, none::ControlMessage,
+    NetfilterHeader, NetfilterMessage, NetfilterProtoFamily, nftables::NfTablesMessage,
+    none::ControlMessage,
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
@@ -46,6 +47,7 @@ impl Request {
     }
 }
 
+#[derive(Debug)]
 pub(super) struct Nfnetlink {
     socket: Socket,
     sequence: u32,
@@ -76,58 +78,39 @@ impl Nfnetlink {
             self.append(&mut packet, message, NLM_F_ACK | request.flags);
         }
         self.append(&mut packet, control(ControlMessage::BatchEnd), 0);
-        self.socket.send(&packet, 0)?;
+        self.start(&packet)?;
         while unanswered > 0 {
-            for answer in self.receive()? {
-                if let NetlinkPayload::Error(error) = answer.payload {
-                    if error.code.is_some() {
-                        return Err(refusal(&error));
-                    }
-                    unanswered -= 1;
-                }
-            }
+            let answers = self.receive()?;
+            unanswered -= answers.len().min(unanswered);
         }
         Ok(())
     }
 
-    /// The one object that `message` asks for.
+    /// Whether the one object that `message` asks for is there; its absence is `ENOENT`.
     pub(super) fn ask(
         &mut self,
         family: NetfilterProtoFamily,
         message: NfTablesMessage,
-    ) -> io::Result<NfTablesMessage> {
+    ) -> io::Result<()> {
         self.send(family, message, 0)?;
-        for answer in self.receive()? {
-            match answer.payload {
-                NetlinkPayload::Error(error) if error.code.is_some() => {
-                    return Err(refusal(&error));
-                }
-                payload => {
-                    if let Some((_, message)) = table_message(payload) {
-                        return Ok(message);
-                    }
-                }
-            }
-        }
-        Err(io::Error::from(io::ErrorKind::InvalidData))
+        let answers = self.receive()?;
+        let found = answers.iter().any(|a| matches!(a, Answer::Object(_)));
+        found.then_some(()).ok_or_else(broken)
     }
 
-    /// All objects that `message` asks for, each with its family.
+    /// All objects that `message` asks for.
     pub(super) fn dump(
         &mut self,
         family: NetfilterProtoFamily,
         message: NfTablesMessage,
-    ) -> io::Result<Vec<(NetfilterProtoFamily, NfTablesMessage)>> {
+    ) -> io::Result<Vec<Object>> {
         self.send(family, message, NLM_F_DUMP)?;
         let mut objects = Vec::new();
         loop {
             for answer in self.receive()? {
-                match answer.payload {
-                    NetlinkPayload::Done(_) => return Ok(objects),
-                    NetlinkPayload::Error(error) if error.code.is_some() => {
-                        return Err(refusal(&error));
-                    }
-                    payload => objects.extend(table_message(payload)),
+                match answer {
+                    Answer::Object(object) => objects.push(object),
+                    Answer::End => return Ok(objects),
                 }
             }
         }
@@ -142,12 +125,12 @@ impl Nfnetlink {
         let header = NetfilterHeader::new(family, 0, 0);
         let mut packet = Vec::new();
         self.append(&mut packet, NetfilterMessage::new(header, message), flags);
-        self.socket.send(&packet, 0).map(drop)
+        self.start(&packet)
     }
 
     fn append(&mut self, packet: &mut Vec<u8>, message: NetfilterMessage, flags: u16) {
         let mut message = NetlinkMessage::from(message);
-        self.sequence += 1;
+        self.sequence = self.sequence.wrapping_add(1);
         message.header.sequence_number = self.sequence;
         message.header.flags = NLM_F_REQUEST | flags;
         message.finalize();
@@ -156,36 +139,87 @@ impl Nfnetlink {
         message.serialize(&mut packet[start..]);
     }
 
-    fn receive(&self) -> io::Result<Vec<NetlinkMessage<NetfilterMessage>>> {
-        let (bytes, _) = self.socket.recv_from_full()?;
-        let mut rest = bytes.as_slice();
-        let mut messages = Vec::new();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::deserialize(rest)
-                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-            let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
-            // A length of 0 would never end.
-            let step = length.max(1).next_multiple_of(4).min(rest.len());
-            rest = &rest[step..];
-            messages.push(message);
+    /// Sends a packet. What is left of an exchange that failed half-way goes first, so that it is not taken for an answer.
+    fn start(&self, packet: &[u8]) -> io::Result<()> {
+        let mut stale = Vec::with_capacity(PACKET_BYTES);
+        while self.socket.recv(&mut stale, 0).is_ok() {
+            stale.clear();
         }
-        Ok(messages)
+        let sent = self.socket.send(packet, 0)?;
+        if sent == packet.len() {
+            Ok(())
+        } else {
+            Err(broken())
+        }
     }
+
+    /// The messages of one packet; an error among them fails the whole.
+    fn receive(&self) -> io::Result<Vec<Answer>> {
+        let mut bytes = Vec::with_capacity(PACKET_BYTES);
+        self.socket.recv(&mut bytes, 0)?;
+        answers_in(&bytes)
+    }
+}
+
+/// The kernel fills a dump's packets up to the size that is asked for, 32 KiB at most, and walks the set from its beginning for each.
+const PACKET_BYTES: usize = 64 * 1024;
+
+/// A message of the kernel's.
+#[derive(Debug)]
+enum Answer {
+    /// An acknowledgement, or the end of a list.
+    End,
+    Object(Object),
+}
+
+/// An object of nftables as the kernel sends it.
+///
+/// Not decoded by the crate that encodes: with each element of a set that one formats the whole list for an error message that
+/// nobody asks for, which makes seconds of a thousand elements.
+#[derive(Debug)]
+pub(super) struct Object {
+    pub(super) family: NetfilterProtoFamily,
+    /// Its attributes, each with length and kind before it.
+    pub(super) attributes: Vec<u8>,
+}
+
+fn answers_in(mut rest: &[u8]) -> io::Result<Vec<Answer>> {
+    let mut answers = Vec::new();
+    while !rest.is_empty() {
+        let message = NetlinkBuffer::new_checked(rest).map_err(|_| broken())?;
+        let payload = message.payload();
+        answers.push(match message.message_type() {
+            NLMSG_ERROR => {
+                let buffer = ErrorBuffer::new_checked(&payload).map_err(|_| broken())?;
+                let error = ErrorMessage::parse(&buffer).map_err(|_| broken())?;
+                if error.code.is_some() {
+                    return Err(refusal(&error));
+                }
+                Answer::End
+            }
+            NLMSG_DONE => Answer::End,
+            _ => match payload {
+                [family, _, _, _, attributes @ ..] => Answer::Object(Object {
+                    family: (*family).into(),
+                    attributes: attributes.to_vec(),
+                }),
+                _ => return Err(broken()),
+            },
+        });
+        let length = usize::try_from(message.length()).map_err(|_| broken())?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(answers)
+}
+
+fn broken() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "the kernel's answer is cut short",
+    )
 }
 
 fn control(message: ControlMessage) -> NetfilterMessage {
     let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFTABLES);
     NetfilterMessage::new(header, message)
-}
-
-fn table_message(
-    payload: NetlinkPayload<NetfilterMessage>,
-) -> Option<(NetfilterProtoFamily, NfTablesMessage)> {
-    let NetlinkPayload::InnerMessage(message) = payload else {
-        return None;
-    };
-    match message.inner {
-        NetfilterMessageInner::NfTables(inner) => Some((message.header.family, inner)),
-        _ => None,
-    }
 }

@@ -1,4 +1,5 @@
-//! Which addresses belong to which bridge port: elements of the sets `macs`, `v4` and `v6` in our bridge table.
+//! Which addresses belong to which bridge port: elements of the sets `macs`, `v4`, `v6` and `v6_targets` in our bridge
+//! table (`bridge.nft`).
 //!
 //! A key is a concatenation, each part padded to a multiple of 4 bytes as nft does it: the port's name in 16 bytes,
 //! then the address.
@@ -9,6 +10,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
+use netlink_packet_core::NlasIterator;
 use netlink_packet_netfilter::{
     NetfilterProtoFamily,
     nftables::{
@@ -18,8 +20,11 @@ use netlink_packet_netfilter::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{ENOENT, Request, Table};
-use crate::{Error, Mac, Result};
+use super::{
+    ENOENT, Firewall,
+    nfnetlink::{Object, Request},
+};
+use crate::{Error, Mac, Result, error::errno_of};
 
 /// `IFNAMSIZ`, with the NUL that ends a name.
 const NAME_BYTES: usize = 16;
@@ -36,9 +41,9 @@ pub struct Binding {
     pub addresses: Vec<IpAddr>,
 }
 
-impl Table {
+impl Firewall {
     /// Lets a port send from these addresses, beside those that it already has; twice is fine. All or nothing.
-    pub fn bind(&self, binding: &Binding) -> Result<()> {
+    pub fn bind(&mut self, binding: &Binding) -> Result<()> {
         let fail = |e| Error::new("bind addresses to port", &binding.port, e);
         let requests = elements(binding).map_err(fail)?;
         let requests = requests.iter().map(|(set, key)| {
@@ -46,50 +51,60 @@ impl Table {
             Request::create(NetfilterProtoFamily::Bridge, message)
         });
         let requests = requests.collect();
-        self.open("bind addresses to port")?
-            .commit(requests)
-            .map_err(fail)
+        self.socket.commit(requests).map_err(fail)
     }
 
     /// Takes these addresses from a port; those that it does not have, or a table that is gone, are fine.
-    pub fn unbind(&self, binding: &Binding) -> Result<()> {
+    ///
+    /// A port without any binding may send nothing, so that it is safe to do this before the link is deleted.
+    pub fn unbind(&mut self, binding: &Binding) -> Result<()> {
         let fail = |e| Error::new("unbind addresses of port", &binding.port, e);
-        let elements = elements(binding).map_err(fail)?;
-        let delete = |(set, key): &(&str, Vec<u8>)| {
-            let message = NfTablesMessage::DeleteSetElement(self.element(set, Some(key)));
-            Request::delete(NetfilterProtoFamily::Bridge, message)
-        };
-        let mut socket = self.open("unbind addresses of port")?;
-        match socket.commit(elements.iter().map(delete).collect()) {
-            Ok(()) => return Ok(()),
-            Err(e) if e.raw_os_error() == Some(ENOENT) => {}
-            Err(e) => return Err(fail(e)),
-        }
-        // One is gone, so the kernel took none: now one by one.
-        for element in &elements {
-            match socket.commit(vec![delete(element)]) {
-                Err(e) if e.raw_os_error() != Some(ENOENT) => return Err(fail(e)),
-                _ => {}
+        let mut elements = elements(binding).map_err(fail)?;
+        loop {
+            // One that is gone would fail the transaction, and taking that back costs the kernel a grace period.
+            let mut present = Vec::new();
+            for (set, key) in elements {
+                if self.has(set, &key).map_err(fail)? {
+                    present.push((set, key));
+                }
+            }
+            if present.is_empty() {
+                return Ok(());
+            }
+            let requests = present.iter().map(|(set, key)| {
+                let message = NfTablesMessage::DeleteSetElement(self.element(set, Some(key)));
+                Request::delete(NetfilterProtoFamily::Bridge, message)
+            });
+            let requests = requests.collect();
+            match self.socket.commit(requests) {
+                // Somebody else was faster; each round has fewer of them.
+                Err(e) if errno_of(&e) == Some(ENOENT) => elements = present,
+                result => return result.map_err(fail),
             }
         }
-        Ok(())
+    }
+
+    fn has(&mut self, set: &str, key: &[u8]) -> io::Result<bool> {
+        let get = NfTablesMessage::GetSetElement(self.element(set, Some(key)));
+        match self.socket.ask(NetfilterProtoFamily::Bridge, get) {
+            Ok(_) => Ok(true),
+            Err(e) if errno_of(&e) == Some(ENOENT) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// All bindings, by port. For finding what was left behind; with many ports this takes milliseconds.
     ///
     /// A port that has more than one Ethernet address, bound one after the other, is listed once for each.
-    pub fn bindings(&self) -> Result<Vec<Binding>> {
-        let mut socket = self.open("list port bindings of")?;
+    pub fn bindings(&mut self) -> Result<Vec<Binding>> {
         let mut found: BTreeMap<String, (Vec<Mac>, Vec<IpAddr>)> = BTreeMap::new();
         for set in ["macs", "v4", "v6"] {
             let request = NfTablesMessage::GetSetElement(self.element(set, None));
-            let answers = socket
+            let answers = self
+                .socket
                 .dump(NetfilterProtoFamily::Bridge, request)
-                .map_err(|e| Error::new("list port bindings of", self.name(), e))?;
-            for key in answers
-                .into_iter()
-                .flat_map(|(_, message)| keys_in(message))
-            {
+                .map_err(|e| Error::new("list port bindings of", &self.table, e))?;
+            for key in answers.into_iter().flat_map(keys_in) {
                 let Some((name, value)) = key.split_at_checked(NAME_BYTES) else {
                     continue;
                 };
@@ -106,7 +121,7 @@ impl Table {
 
     fn element(&self, set: &str, key: Option<&[u8]>) -> SetElementMessage {
         let mut attributes = vec![
-            SetElementList::Table(self.name().to_owned()),
+            SetElementList::Table(self.table.clone()),
             SetElementList::Set(set.to_owned()),
         ];
         attributes.extend(key.map(|key| {
@@ -144,35 +159,47 @@ fn elements(binding: &Binding) -> io::Result<Vec<(&'static str, Vec<u8>)>> {
         key.resize(key.len().next_multiple_of(4), 0);
         key
     };
-    let v6 = |address: Ipv6Addr| ("v6", key(&address.octets()));
-    let mut elements = vec![("macs", key(&binding.mac.0)), v6(binding.mac.link_local())];
-    elements.extend(binding.addresses.iter().map(|address| match address {
-        IpAddr::V4(address) => ("v4", key(&address.octets())),
-        IpAddr::V6(address) => v6(*address),
-    }));
+    let v6 = |address: Ipv6Addr| {
+        let key = key(&address.octets());
+        [("v6", key.clone()), ("v6_targets", key)]
+    };
+    let mut elements = vec![("macs", key(&binding.mac.0))];
+    elements.extend(v6(binding.mac.link_local()));
+    for address in &binding.addresses {
+        match address {
+            IpAddr::V4(address) => elements.push(("v4", key(&address.octets()))),
+            IpAddr::V6(address) => elements.extend(v6(*address)),
+        }
+    }
     Ok(elements)
 }
 
-fn keys_in(message: NfTablesMessage) -> Vec<Vec<u8>> {
-    let NfTablesMessage::NewSetElement(message) = message else {
-        return Vec::new();
-    };
-    let lists = message
-        .attributes
-        .into_iter()
-        .filter_map(|list| match list {
-            SetElementList::Elements(elements) => Some(elements),
-            _ => None,
-        });
-    let elements = lists.flatten().filter_map(|element| match element {
-        ListAttribute::Element(attributes) => Some(attributes),
-        _ => None,
-    });
-    let keys = elements.flatten().filter_map(|attribute| match attribute {
-        SetElementAttribute::Key(DataAttribute::Value(key)) => Some(key),
-        _ => None,
-    });
-    keys.collect()
+/// The keys of the elements in what the kernel sends for a set.
+fn keys_in(object: Object) -> Vec<Vec<u8>> {
+    // include/uapi/linux/netfilter/nf_tables.h: list, its elements, of each the key, of that the value.
+    const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+    const NFTA_LIST_ELEM: u16 = 1;
+    const NFTA_SET_ELEM_KEY: u16 = 1;
+    const NFTA_DATA_VALUE: u16 = 1;
+    let mut found = vec![object.attributes];
+    for kind in [
+        NFTA_SET_ELEM_LIST_ELEMENTS,
+        NFTA_LIST_ELEM,
+        NFTA_SET_ELEM_KEY,
+        NFTA_DATA_VALUE,
+    ] {
+        found = found
+            .iter()
+            .flat_map(|bytes| values_of(kind, bytes))
+            .collect();
+    }
+    found
+}
+
+fn values_of(kind: u16, bytes: &[u8]) -> Vec<Vec<u8>> {
+    let attributes = NlasIterator::new(bytes).map_while(std::result::Result::ok);
+    let wanted = attributes.filter(|attribute| attribute.kind() == kind);
+    wanted.map(|attribute| attribute.value().to_vec()).collect()
 }
 
 fn name_in(bytes: &[u8]) -> String {
@@ -199,13 +226,17 @@ mod tests {
             .iter()
             .map(|(set, key)| (*set, key.len()))
             .collect();
-        assert_eq!(sizes, [("macs", 24), ("v6", 32), ("v4", 20), ("v6", 32)]);
+        let v6 = [("v6", 32), ("v6_targets", 32)];
+        assert_eq!(
+            sizes,
+            [&[("macs", 24)], &v6[..], &[("v4", 20)], &v6[..]].concat()
+        );
         assert_eq!(
             elements[0].1,
             *b"vs-7\0\0\0\0\0\0\0\0\0\0\0\0\x02\0\0\0\0\x07\0\0"
         );
         assert_eq!(
-            elements[2].1,
+            elements[3].1,
             *b"vs-7\0\0\0\0\0\0\0\0\0\0\0\0\x0a\x4d\0\x07"
         );
     }

@@ -8,14 +8,13 @@ use std::{
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::Table;
 use crate::{Error, Result};
 
 /// Everything that the rules depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ruleset {
-    /// The tables to hold them.
-    pub table: Table,
+    /// Name of the two tables that hold them.
+    pub table: String,
     /// The bridge that servers are ports of.
     pub bridge: String,
     /// How the names of its guarded ports begin: a port that has such a name and no binding may send nothing.
@@ -33,7 +32,7 @@ impl Ruleset {
         for family in ["inet", "bridge"] {
             // `flush table` takes the rules and leaves the sets with their elements, so that the bindings of running servers
             // stay when the rules are loaded again.
-            let name = self.table.name();
+            let name = &self.table;
             let _ = writeln!(
                 text,
                 "add table {family} {name}\nflush table {family} {name}"
@@ -56,14 +55,14 @@ impl Ruleset {
             let _ = writeln!(nat, "\t\tip6 saddr {v6} oifname != \"{bridge}\" masquerade");
         }
         include_str!("inet.nft")
-            .replace("@TABLE@", self.table.name())
+            .replace("@TABLE@", &self.table)
             .replace("@BRIDGE@", bridge)
             .replace("\t\t@NAT@\n", &nat)
     }
 
     fn anti_spoof(&self) -> String {
         include_str!("bridge.nft")
-            .replace("@TABLE@", self.table.name())
+            .replace("@TABLE@", &self.table)
             .replace("@PREFIX@", &self.port_prefix)
     }
 
@@ -73,13 +72,13 @@ impl Ruleset {
     pub fn install(&self) -> Result<()> {
         self.check()
             .and_then(|()| feed_nft(&self.render()))
-            .map_err(|e| Error::new("install firewall table", self.table.name(), e))
+            .map_err(|e| Error::new("install firewall table", &self.table, e))
     }
 
     fn check(&self) -> io::Result<()> {
         let table_ok = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let link_ok = |c: char| table_ok(c) || matches!(c, '-' | '.');
-        let table = self.table.name();
+        let table = &self.table;
         let starts_well = table.starts_with(|c: char| c.is_ascii_alphabetic());
         let names = [&self.bridge, &self.port_prefix];
         let fine = starts_well
