@@ -46,6 +46,10 @@ pub fn enter(fd: BorrowedFd<'_>, kinds: Kinds) -> Result<()> {
 }
 
 /// Gives the caller new namespaces (unshare(2)). `PID` and `TIME` count for children only.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the function that all others are told to use"
+)]
 pub fn unshare(kinds: Kinds) -> Result<()> {
     let flags = CloneFlags::from_bits_retain(kinds.bits() as i32);
     nix::sched::unshare(flags).during("unshare namespaces", format_args!("{kinds:?}"))

@@ -49,7 +49,7 @@ pub fn status_of(pid: i32) -> Result<ExitStatus> {
     let child = to_pid(pid, "wait for")?;
     loop {
         match rustix::process::waitpid(Some(child), WaitOptions::empty()) {
-            Ok(Some((_, status))) => return Ok(ExitStatus::from_raw(status.as_raw() as i32)),
+            Ok(Some((_, status))) => return Ok(ExitStatus::from_raw(status.as_raw())),
             Ok(None) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno).during("wait for", format_args!("pid {pid}")),
         }
@@ -61,7 +61,7 @@ pub fn reap_any() -> Result<Option<(i32, ExitStatus)>> {
     match rustix::process::wait(WaitOptions::NOHANG) {
         Ok(Some((pid, status))) => Ok(Some((
             pid.as_raw_pid(),
-            ExitStatus::from_raw(status.as_raw() as i32),
+            ExitStatus::from_raw(status.as_raw()),
         ))),
         Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
         Err(errno) => Err(errno).during("wait for", "any child"),

@@ -9,7 +9,10 @@ use crate::Result;
 
 impl Group {
     /// Moves process `pid` with all its threads into the group, in every hierarchy.
+    ///
+    /// The first write waits for an RCU grace period of the whole host: see [`attach_self_v1`](Self::attach_self_v1).
     pub fn attach(&self, pid: i32) -> Result<()> {
+        // Back to back, because the kernel stays in the mode that the first write waited for.
         for directory in self.directories() {
             write(&directory.join("cgroup.procs"), pid.to_string())?;
         }
@@ -27,7 +30,13 @@ impl Group {
         Ok(())
     }
 
-    /// Moves the calling thread, of a process with no other, into the group of every v1 hierarchy.
+    /// Moves the calling thread, of a process with no other, into the group of every v1 hierarchy. Nothing to do on pure v2.
+    ///
+    /// The cheap way in: moving another process takes `cgroup_threadgroup_rwsem` for writing, and the first of a series
+    /// of such writes took 7.8 ms (16 ms at worst) on a quiet host with eight v1 hierarchies, the next ones 0.03 ms each.
+    /// A thread that moves itself, by `0` written to `tasks`, takes no such lock (`cgroup_procs_write_start` in
+    /// kernel/cgroup/cgroup.c): all eight took 0.15 ms. So a child is born in the cgroup2 group and then calls this,
+    /// before it changes its ids or sees other mounts.
     pub fn attach_self_v1(&self) -> Result<()> {
         for root in self.hierarchies.v1_roots() {
             write(&root.join(self.path()).join("tasks"), "0")?;

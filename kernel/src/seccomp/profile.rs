@@ -1,0 +1,393 @@
+//! What a server's processes may not ask of the kernel, and why.
+
+use std::fmt;
+
+use super::assemble::{Verdict, assemble, dump};
+use crate::error::During;
+use crate::{Result, sys};
+
+/// Which filter a server gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// Also refuse what a checkpoint could not save: nested namespaces other than mount and net, io_uring, BPF programs.
+    pub migratable: bool,
+    /// Refuse only what changes the host as a whole, for servers that are trusted with it.
+    pub privileged: bool,
+}
+
+/// A system call: its number for x86_64 (and x32), and for i386.
+type Numbers = (Option<u32>, Option<u32>);
+
+const fn both(x86_64: u32, i386: u32) -> Numbers {
+    (Some(x86_64), Some(i386))
+}
+
+/// In every profile: the host's kernel, memory, clock and files outside the server.
+///
+/// In a user namespace most of these fail anyway; refused here they are not even reached, and a privileged server
+/// has no user namespace to rely on.
+const HOST: &[(&str, Numbers)] = &[
+    ("kexec_load", both(246, 283)),
+    ("kexec_load (x32)", (Some(528), None)),
+    ("kexec_file_load", (Some(320), None)),
+    ("init_module", both(175, 128)),
+    ("finit_module", both(313, 350)),
+    ("delete_module", both(176, 129)),
+    // Opens any file of a file system, also outside the server's root.
+    ("open_by_handle_at", both(304, 342)),
+    ("iopl", both(172, 110)),
+    ("ioperm", both(173, 101)),
+    ("swapon", both(167, 87)),
+    ("swapoff", both(168, 115)),
+    ("acct", both(163, 51)),
+    // There is one clock, and it is the host's.
+    ("settimeofday", both(164, 79)),
+    ("stime", (None, Some(25))),
+    ("clock_settime", both(227, 264)),
+    ("clock_settime64", (None, Some(404))),
+    ("adjtimex", both(159, 124)),
+    ("clock_adjtime", both(305, 343)),
+    ("clock_adjtime64", (None, Some(405))),
+];
+
+/// Not in privileged servers: interfaces that are wide, seldom needed, and often the way in of an exploit.
+const WIDE: &[(&str, Numbers)] = &[
+    ("lookup_dcookie", both(212, 253)),
+    ("nfsservctl", both(180, 169)),
+    ("quotactl", both(179, 131)),
+    ("quotactl_fd", both(443, 443)),
+    ("perf_event_open", both(298, 336)),
+    ("bpf", both(321, 357)),
+    ("userfaultfd", both(323, 374)),
+];
+
+/// Keys are not namespaced by user namespace alone, and count against quotas of the host. ENOSYS, not EPERM: programs then
+/// take it for a kernel without keys, which they know (systemd and PAM go on without).
+const KEYS: &[(&str, Numbers)] = &[
+    ("add_key", both(248, 286)),
+    ("request_key", both(249, 287)),
+    ("keyctl", both(250, 288)),
+];
+
+const BPF: Numbers = both(321, 357);
+const IO_URING_SETUP: Numbers = both(425, 425);
+const CLONE: Numbers = both(56, 120);
+const CLONE3: Numbers = both(435, 435);
+const UNSHARE: Numbers = both(272, 310);
+const IOCTL: Numbers = both(16, 54);
+/// x32 has its own number for ioctl.
+const IOCTL_X32: Numbers = (Some(514), None);
+
+/// Puts a character into the input of a terminal: a way out over a terminal shared with the host.
+const TIOCSTI: u32 = 0x5412;
+
+/// Namespaces that cannot be restored when they are nested (mount and net can).
+const NESTED: u32 = (libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWCGROUP) as u32;
+
+/// A compiled filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    program: Vec<sys::ClassicInstruction>,
+}
+
+impl Filter {
+    /// Compiles the filter of a profile; pure.
+    pub fn compile(profile: &Profile) -> Filter {
+        let rules = rules(profile);
+        let x86_64: Vec<_> = rules
+            .iter()
+            .filter_map(|((number, _), verdict)| Some(((*number)?, *verdict)))
+            .collect();
+        let i386: Vec<_> = rules
+            .iter()
+            .filter_map(|((_, number), verdict)| Some(((*number)?, *verdict)))
+            .collect();
+        Filter {
+            program: assemble(&x86_64, &i386),
+        }
+    }
+
+    /// Puts the filter on the calling thread and all it will make, for ever. EACCES: without `CAP_SYS_ADMIN` in the
+    /// user namespace, `process::no_new_privileges` comes first.
+    ///
+    /// Join a new session keyring before: after it keyctl(2) does not exist.
+    pub fn install(&self) -> Result<()> {
+        sys::seccomp_set_filter(&self.program, 0).during(
+            "install",
+            format_args!("seccomp filter of {} instructions", self.program.len()),
+        )
+    }
+}
+
+/// The program as text, one instruction a line.
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&dump(&self.program))
+    }
+}
+
+fn rules(profile: &Profile) -> Vec<(Numbers, Verdict)> {
+    let mut rules: Vec<(Numbers, Verdict)> = Vec::with_capacity(48);
+    let refuse = |list: &[(&str, Numbers)], errno: i32| -> Vec<(Numbers, Verdict)> {
+        list.iter()
+            .map(|(_, numbers)| (*numbers, Verdict::Fail(errno)))
+            .collect()
+    };
+    rules.extend(refuse(HOST, libc::EPERM));
+    let inject = Verdict::FailOnValue {
+        argument: 1,
+        value: TIOCSTI,
+        errno: libc::EPERM,
+    };
+    rules.extend([(IOCTL, inject), (IOCTL_X32, inject)]);
+    if !profile.privileged {
+        rules.extend(refuse(WIDE, libc::EPERM));
+        rules.extend(refuse(KEYS, libc::ENOSYS));
+    }
+    if profile.migratable {
+        rules.extend(migratable_rules());
+    }
+    rules
+}
+
+/// What CRIU cannot save; systemd and its services go on without all of it.
+fn migratable_rules() -> [(Numbers, Verdict); 5] {
+    let nested = |bits| Verdict::FailOnBits {
+        argument: 0,
+        bits,
+        errno: libc::EPERM,
+    };
+    [
+        // The bit of CLONE_NEWTIME lies in clone's exit signal, so only unshare(2) can ask for a time namespace.
+        (CLONE, nested(NESTED)),
+        (UNSHARE, nested(NESTED | libc::CLONE_NEWTIME as u32)),
+        // Its flags are behind a pointer, which a filter cannot follow; libc then takes clone.
+        (CLONE3, Verdict::Fail(libc::ENOSYS)),
+        (IO_URING_SETUP, Verdict::Fail(libc::ENOSYS)),
+        (BPF, Verdict::Fail(libc::EPERM)),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seccomp::assemble::{ALLOW, ERRNO, I386, X32_BIT, X86_64};
+    use crate::seccomp::interpret::{Call, run};
+
+    const PLAIN: Profile = Profile {
+        migratable: false,
+        privileged: false,
+    };
+    const MIGRATABLE: Profile = Profile {
+        migratable: true,
+        privileged: false,
+    };
+    const PRIVILEGED: Profile = Profile {
+        migratable: false,
+        privileged: true,
+    };
+    const ALL: [Profile; 4] = [
+        PLAIN,
+        MIGRATABLE,
+        PRIVILEGED,
+        Profile {
+            migratable: true,
+            privileged: true,
+        },
+    ];
+
+    /// `allow` or the errno, and the number of steps.
+    fn ask(
+        profile: Profile,
+        architecture: u32,
+        number: u32,
+        arguments: [u64; 2],
+    ) -> (Option<i32>, usize) {
+        let arguments = [arguments[0], arguments[1], 0, 0, 0, 0];
+        let (answer, steps) = run(
+            &Filter::compile(&profile).program,
+            &Call {
+                architecture,
+                number,
+                arguments,
+            },
+        );
+        let errno = match answer {
+            ALLOW => None,
+            other => {
+                assert_eq!(other & 0xffff_0000, ERRNO, "nothing is killed");
+                Some((other & 0xffff) as i32)
+            }
+        };
+        (errno, steps)
+    }
+
+    fn answer(profile: Profile, architecture: u32, number: u32) -> Option<i32> {
+        ask(profile, architecture, number, [0, 0]).0
+    }
+
+    #[test]
+    fn what_harms_the_host_is_refused_on_every_abi_in_every_profile() {
+        for profile in ALL {
+            for (name, (native, foreign)) in HOST {
+                for (architecture, number) in [
+                    (X86_64, *native),
+                    (X86_64, native.map(|number| number | X32_BIT)),
+                    (I386, *foreign),
+                ] {
+                    let Some(number) = number else { continue };
+                    assert_eq!(
+                        answer(profile, architecture, number),
+                        Some(libc::EPERM),
+                        "{name} {profile:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_other_call_is_allowed() {
+        let rules = rules(&PLAIN);
+        for number in 0..600 {
+            let native_known = rules.iter().any(|((native, _), _)| *native == Some(number));
+            let foreign_known = rules
+                .iter()
+                .any(|((_, foreign), _)| *foreign == Some(number));
+            assert_eq!(
+                answer(PLAIN, X86_64, number).is_none(),
+                !native_known || number == 16 || number == 514,
+                "{number}"
+            );
+            assert_eq!(
+                answer(PLAIN, I386, number).is_none(),
+                !foreign_known || number == 54,
+                "{number}"
+            );
+        }
+        // What a tracer writes to skip a call.
+        assert_eq!(answer(PLAIN, X86_64, u32::MAX), None);
+    }
+
+    #[test]
+    fn an_unknown_architecture_has_no_system_calls() {
+        let aarch64 = 0xc000_00b7;
+        assert_eq!(answer(PLAIN, aarch64, 0), Some(libc::ENOSYS));
+    }
+
+    #[test]
+    fn keys_do_not_exist_unless_privileged() {
+        for (architecture, number) in [(X86_64, 250), (I386, 288), (X86_64, 250 | X32_BIT)] {
+            assert_eq!(answer(PLAIN, architecture, number), Some(libc::ENOSYS));
+            assert_eq!(answer(PRIVILEGED, architecture, number), None);
+        }
+    }
+
+    #[test]
+    fn reboot_mount_and_the_new_mount_api_are_allowed() {
+        for number in [169, 165, 166, 155, 428, 429, 430, 442] {
+            assert_eq!(answer(MIGRATABLE, X86_64, number), None, "{number}");
+        }
+    }
+
+    #[test]
+    fn terminals_take_no_injected_input() {
+        for (architecture, number) in [(X86_64, 16), (X86_64, 514 | X32_BIT), (I386, 54)] {
+            let ioctl = |request| ask(PRIVILEGED, architecture, number, [0, request]).0;
+            assert_eq!(ioctl(u64::from(TIOCSTI)), Some(libc::EPERM));
+            // The kernel looks at 32 bits; a filter must not look at more.
+            assert_eq!(
+                ioctl(0xdead_0000_0000 | u64::from(TIOCSTI)),
+                Some(libc::EPERM)
+            );
+            assert_eq!(ioctl(0x5413), None);
+        }
+    }
+
+    #[test]
+    fn migratable_servers_nest_mount_and_net_namespaces_only() {
+        let refused = [
+            libc::CLONE_NEWUTS,
+            libc::CLONE_NEWIPC,
+            libc::CLONE_NEWPID,
+            libc::CLONE_NEWUSER,
+            libc::CLONE_NEWCGROUP,
+        ];
+        for (architecture, clone, unshare, clone3) in
+            [(X86_64, 56, 272, 435), (I386, 120, 310, 435)]
+        {
+            for flag in refused {
+                let flags = [flag as u64 | libc::SIGCHLD as u64, 0];
+                assert_eq!(
+                    ask(MIGRATABLE, architecture, clone, flags).0,
+                    Some(libc::EPERM)
+                );
+                assert_eq!(
+                    ask(MIGRATABLE, architecture, unshare, [flag as u64, 0]).0,
+                    Some(libc::EPERM)
+                );
+                assert_eq!(ask(PLAIN, architecture, unshare, [flag as u64, 0]).0, None);
+            }
+            let allowed = (libc::CLONE_NEWNS | libc::CLONE_NEWNET) as u64;
+            assert_eq!(
+                ask(
+                    MIGRATABLE,
+                    architecture,
+                    clone,
+                    [allowed | libc::SIGCHLD as u64, 0]
+                )
+                .0,
+                None
+            );
+            assert_eq!(ask(MIGRATABLE, architecture, unshare, [allowed, 0]).0, None);
+            assert_eq!(
+                ask(
+                    MIGRATABLE,
+                    architecture,
+                    unshare,
+                    [libc::CLONE_NEWTIME as u64, 0]
+                )
+                .0,
+                Some(libc::EPERM)
+            );
+            assert_eq!(answer(MIGRATABLE, architecture, clone3), Some(libc::ENOSYS));
+            assert_eq!(answer(PLAIN, architecture, clone3), None);
+        }
+    }
+
+    #[test]
+    fn a_thread_is_not_a_namespace() {
+        let thread = (libc::CLONE_VM
+            | libc::CLONE_FS
+            | libc::CLONE_FILES
+            | libc::CLONE_SIGHAND
+            | libc::CLONE_THREAD
+            | libc::CLONE_SYSVSEM
+            | libc::CLONE_SETTLS
+            | libc::CLONE_PARENT_SETTID
+            | libc::CLONE_CHILD_CLEARTID) as u64;
+        assert_eq!(ask(MIGRATABLE, X86_64, 56, [thread, 0]).0, None);
+    }
+
+    #[test]
+    fn the_common_path_is_short() {
+        for profile in ALL {
+            let filter = Filter::compile(&profile);
+            assert!(
+                filter.program.len() < 256,
+                "{} instructions",
+                filter.program.len()
+            );
+            // read, write, close, mmap, futex, epoll_wait, openat, statx
+            for number in [0, 1, 3, 9, 202, 232, 257, 332] {
+                let (errno, steps) = ask(profile, X86_64, number, [0, 0]);
+                assert_eq!(errno, None);
+                assert!(steps <= 14, "{number}: {steps} steps");
+            }
+        }
+    }
+}
