@@ -15,4 +15,5 @@ pub mod outside;
 pub mod promise;
 pub mod server;
 pub mod site;
+pub mod tarball;
 pub mod terminal;

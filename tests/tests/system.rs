@@ -6,10 +6,37 @@
 
 use std::process::ExitCode;
 
+// One file per area. In this order they run, the plain before the strange.
+#[path = "system/bad_input.rs"]
+mod bad_input;
+#[path = "system/console_enter_exec.rs"]
+mod console_enter_exec;
+#[path = "system/faults.rs"]
+mod faults;
+#[path = "system/guest_view.rs"]
+mod guest_view;
 #[path = "system/lifecycle.rs"]
 mod lifecycle;
+#[path = "system/network.rs"]
+mod network;
+#[path = "system/security.rs"]
+mod security;
+#[path = "system/templates.rs"]
+mod templates;
+#[path = "system/vsinit.rs"]
+mod vsinit;
 
 fn main() -> ExitCode {
-    let areas = [lifecycle::promises()];
+    let areas = [
+        lifecycle::promises(),
+        guest_view::promises(),
+        network::promises(),
+        security::promises(),
+        console_enter_exec::promises(),
+        templates::promises(),
+        vsinit::promises(),
+        bad_input::promises(),
+        faults::promises(),
+    ];
     system_tests::promise::run(areas.into_iter().flatten().collect())
 }

@@ -1,0 +1,457 @@
+//! Faults: whatever dies or fails, the next command finds its way, and nothing is left behind.
+//!
+//! `VSOS_FAULT=<plan>:<n>:kill|fail` makes `vsctl` kill itself at, or fail, step n of a plan.
+
+use std::{fs, thread};
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use system_tests::{
+    command::{Finished, eventually},
+    host::{HostState, Scope},
+    promises,
+    server::{GUEST_LIMIT, Running},
+    site::Site,
+};
+
+promises![
+    killed_at_every_step_of_create_doctor_mends_it,
+    killed_at_every_step_of_start_doctor_mends_it,
+    killed_at_every_step_of_stop_doctor_mends_it,
+    killed_at_every_step_of_destroy_doctor_mends_it,
+    a_create_that_fails_at_any_step_leaves_nothing,
+    a_start_that_fails_at_any_step_leaves_nothing,
+    killed_anywhere_the_next_command_copes_without_doctor,
+    start_and_stop_at_once_a_hundred_times,
+    two_starts_at_once,
+    two_destroys_at_once,
+    two_creates_of_one_name_at_once,
+    a_killed_monitor_harms_no_server,
+    a_killed_init_is_an_orderly_stop,
+    a_killed_fuse_worker_is_not_noticed
+];
+
+/// The number of steps of a plan, which `--plan --json` tells one per line or as a list.
+fn steps(site: &Site, command: &[&str]) -> Result<usize> {
+    let done = site.ok(command.iter().copied().chain(["--plan", "--json"]))?;
+    let count = match serde_json::from_slice::<Value>(&done.stdout) {
+        Ok(Value::Array(list)) => list.len(),
+        Ok(Value::Object(plan)) => plan
+            .get("steps")
+            .and_then(Value::as_array)
+            .map_or(1, Vec::len),
+        _ => done.text().lines().count(),
+    };
+    ensure!(count > 0, "a plan without steps: {done}");
+    Ok(count)
+}
+
+/// Runs a command with a fault at step `n` of its plan.
+fn with_fault(site: &Site, command: &[&str], plan: &str, n: usize, how: &str) -> Result<Finished> {
+    site.keep(
+        site.vsctl(command)
+            .env("VSOS_FAULT", format!("{plan}:{n}:{how}")),
+    )
+}
+
+fn killed(done: &Finished) -> Result<()> {
+    ensure!(done.code == 137, "it was to be killed at that step: {done}");
+    Ok(())
+}
+
+/// What the site has on the host, to be compared with a moment before.
+fn present(site: &Site) -> HostState {
+    HostState::capture(&own(site))
+}
+
+fn own(site: &Site) -> Scope {
+    Scope::Site {
+        root: site.root().to_owned(),
+        suffix: site.suffix(),
+    }
+}
+
+fn killed_at_every_step_of_create_doctor_mends_it(site: &Site) -> Result<()> {
+    let template = site.template("busybox")?;
+    let command = ["create", "web1", "--template", "busybox"];
+    let before = present(site);
+    for n in 1..=steps(site, &command)? {
+        killed(&with_fault(site, &command, "create", n, "kill")?)?;
+        site.ok(["doctor", "--fix"])?;
+        if site.servers().is_empty() {
+            before
+                .compare_when_settled(&own(site))
+                .with_context(|| format!("after step {n}"))?;
+        }
+        // Taken back or completed: either way a server of that name works now.
+        let server = match site.run(["status", "web1"])?.code {
+            0 => system_tests::server::Server::adopt(site, "web1"),
+            _ => template.server("web1").create()?,
+        };
+        let server = server.start().with_context(|| format!("after step {n}"))?;
+        ensure!(server.sh("echo alive")? == "alive");
+        drop(server);
+        before
+            .compare_when_settled(&own(site))
+            .with_context(|| format!("after step {n} and destroy"))?;
+    }
+    Ok(())
+}
+
+fn killed_at_every_step_of_start_doctor_mends_it(site: &Site) -> Result<()> {
+    let template = site.template("busybox")?;
+    let before = present(site);
+    let server = template
+        .server("web1")
+        .with("--memory 64M --cpus 1")
+        .create()?;
+    let created = present(site);
+    for n in 1..=steps(site, &["start", "web1"])? {
+        killed(&with_fault(site, &["start", "web1"], "start", n, "kill")?)?;
+        site.ok(["doctor", "--fix"])?;
+        if server.state()? == "running" {
+            // The last steps may be behind the point where the server lives; then it must be whole.
+            ensure!(
+                site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive",
+                "step {n}"
+            );
+            site.ok(["stop", "web1"])?;
+        }
+        created
+            .compare_when_settled(&own(site))
+            .with_context(|| format!("after step {n}"))?;
+        site.ok(["start", "web1"])
+            .with_context(|| format!("after step {n}"))?;
+        ensure!(
+            site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive",
+            "step {n}"
+        );
+        site.ok(["stop", "web1"])?;
+    }
+    drop(server);
+    Ok(before.compare_when_settled(&own(site))?)
+}
+
+fn killed_at_every_step_of_stop_doctor_mends_it(site: &Site) -> Result<()> {
+    let template = site.template("busybox")?;
+    let server = template.server("web1").create()?;
+    let created = present(site);
+    site.ok(["start", "web1"])?;
+    let count = steps(site, &["stop", "web1"])?;
+    for n in 1..=count {
+        if server.state()? != "running" {
+            site.ok(["start", "web1"])?;
+        }
+        killed(&with_fault(site, &["stop", "web1"], "stop", n, "kill")?)?;
+        site.ok(["doctor", "--fix"])?;
+        if server.state()? == "running" {
+            site.ok(["stop", "web1"])
+                .with_context(|| format!("after step {n}"))?;
+        }
+        ensure!(
+            server.state()? == "stopped",
+            "after step {n} it is {}",
+            server.state()?
+        );
+        created
+            .compare_when_settled(&own(site))
+            .with_context(|| format!("after step {n}"))?;
+    }
+    Ok(())
+}
+
+fn killed_at_every_step_of_destroy_doctor_mends_it(site: &Site) -> Result<()> {
+    let template = site.template("busybox")?;
+    let before = present(site);
+    let server = template.server("web1").create()?;
+    let count = steps(site, &["destroy", "web1"])?;
+    for n in 1..=count {
+        if !server.directory().exists() {
+            site.ok(template.server("web1").command())?;
+        }
+        killed(&with_fault(
+            site,
+            &["destroy", "web1"],
+            "destroy",
+            n,
+            "kill",
+        )?)?;
+        site.ok(["doctor", "--fix"])?;
+        if site.run(["status", "web1"])?.code == 0 {
+            site.ok(["destroy", "web1"])
+                .with_context(|| format!("after step {n}"))?;
+        }
+        ensure!(
+            site.servers().is_empty(),
+            "after step {n}: {:?}",
+            site.servers()
+        );
+        before
+            .compare_when_settled(&own(site))
+            .with_context(|| format!("after step {n}"))?;
+    }
+    Ok(())
+}
+
+fn a_create_that_fails_at_any_step_leaves_nothing(site: &Site) -> Result<()> {
+    let template = site.template("busybox")?;
+    let command = ["create", "web1", "--template", "busybox"];
+    let before = present(site);
+    for n in 1..=steps(site, &command)? {
+        with_fault(site, &command, "create", n, "fail")?.complains(&["web1"])?;
+        ensure!(
+            site.servers().is_empty(),
+            "step {n} left {:?}",
+            site.servers()
+        );
+        before
+            .compare_when_settled(&own(site))
+            .with_context(|| format!("after step {n}"))?;
+        ensure!(
+            site.path("var/lib/vsos/ids")
+                .read_dir()
+                .map_or(0, Iterator::count)
+                == 0,
+            "step {n} left a number"
+        );
+    }
+    let _server = template.server("web1").create()?;
+    Ok(())
+}
+
+fn a_start_that_fails_at_any_step_leaves_nothing(site: &Site) -> Result<()> {
+    let server = site
+        .template("busybox")?
+        .server("web1")
+        .with("--memory 64M --cpus 1")
+        .create()?;
+    let created = present(site);
+    for n in 1..=steps(site, &["start", "web1"])? {
+        with_fault(site, &["start", "web1"], "start", n, "fail")?.complains(&["web1"])?;
+        ensure!(
+            server.state()? == "stopped",
+            "step {n}: {}",
+            server.state()?
+        );
+        created
+            .compare_when_settled(&own(site))
+            .with_context(|| format!("after step {n}"))?;
+    }
+    let server = server.start()?;
+    ensure!(server.sh("echo alive")? == "alive");
+    Ok(())
+}
+
+fn killed_anywhere_the_next_command_copes_without_doctor(site: &Site) -> Result<()> {
+    let server = site.template("busybox")?.server("web1").create()?;
+    for n in 1..=steps(site, &["start", "web1"])? {
+        killed(&with_fault(site, &["start", "web1"], "start", n, "kill")?)?;
+        let done = site.run(["start", "web1"])?;
+        ensure!(done.code == 0 || done.code == 32, "after step {n}: {done}");
+        ensure!(
+            site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive",
+            "step {n}"
+        );
+        site.ok(["stop", "web1"])?;
+        ensure!(server.state()? == "stopped");
+    }
+    Ok(())
+}
+
+fn start_and_stop_at_once_a_hundred_times(site: &Site) -> Result<()> {
+    let server = site.template("busybox")?.server("web1").create()?;
+    for round in 1..=100 {
+        site.ok(["start", "web1"])
+            .with_context(|| format!("round {round}"))?;
+        site.ok(["stop", "web1"])
+            .with_context(|| format!("round {round}"))?;
+    }
+    ensure!(server.state()? == "stopped");
+    Ok(())
+}
+
+/// Runs the same command twice at the same time; exactly one may succeed, the other has one of `codes`.
+fn race(site: &Site, command: &[&str], codes: &[i32]) -> Result<()> {
+    let results = thread::scope(|scope| {
+        let both = [(), ()].map(|()| scope.spawn(|| site.vsctl(command).run()));
+        both.map(|thread| thread.join().expect("a thread that runs a command"))
+    });
+    let results = results.into_iter().collect::<Result<Vec<_>>>()?;
+    results.iter().for_each(|done| site.note(done.to_string()));
+    let won = results.iter().filter(|done| done.code == 0).count();
+    ensure!(won == 1, "{won} of two succeeded");
+    for done in results.iter().filter(|done| done.code != 0) {
+        ensure!(codes.contains(&done.code), "{done}");
+    }
+    Ok(())
+}
+
+fn two_starts_at_once(site: &Site) -> Result<()> {
+    let server = site.template("busybox")?.server("web1").create()?;
+    for _ in 0..20 {
+        race(site, &["start", "web1"], &[9, 32])?;
+        ensure!(server.state()? == "running");
+        ensure!(site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive");
+        site.ok(["stop", "web1", "--kill"])?;
+    }
+    Ok(())
+}
+
+fn two_destroys_at_once(site: &Site) -> Result<()> {
+    let template = site.template("busybox")?;
+    for _ in 0..20 {
+        let server = template.server("web1").create()?;
+        race(site, &["destroy", "web1"], &[9, 44])?;
+        ensure!(!server.directory().exists());
+    }
+    Ok(())
+}
+
+fn two_creates_of_one_name_at_once(site: &Site) -> Result<()> {
+    let template = site.template("busybox")?;
+    for _ in 0..20 {
+        race(site, &["create", "web1", "--template", "busybox"], &[9, 43])?;
+        let server = system_tests::server::Server::adopt(site, "web1").start()?;
+        ensure!(server.sh("echo alive")? == "alive");
+    }
+    drop(template);
+    Ok(())
+}
+
+/// Processes of this site that run `program` and have `word` on their command line.
+fn processes(site: &Site, program: &str, word: &str) -> Vec<i32> {
+    let state = present(site);
+    let named = state.of("process").filter(|line| {
+        line.split(' ')
+            .nth(1)
+            .is_some_and(|exe| exe.contains(program))
+    });
+    named
+        .filter(|line| line.contains(word))
+        .filter_map(|line| line.split(' ').next()?.parse().ok())
+        .collect()
+}
+
+fn kill_hard(pid: i32) -> Result<()> {
+    kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("kill {pid}"))
+}
+
+fn gone(pid: i32) -> Result<()> {
+    eventually(&format!("the end of {pid}"), GUEST_LIMIT, || {
+        let state = fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+        state.is_none_or(|text| text.contains(") Z ")).then_some(())
+    })
+}
+
+/// The monitor of a server: as the status says, else the vsctl that names it.
+fn monitor(server: &Running) -> Result<i32> {
+    let status = server.status()?;
+    if let Some(pid) = status["monitor"]
+        .as_i64()
+        .or_else(|| status["monitor_pid"].as_i64())
+    {
+        return Ok(i32::try_from(pid)?);
+    }
+    let found = processes(server.site(), "vsctl", server.name());
+    found.first().copied().with_context(|| {
+        format!(
+            "no monitor of {} in {:?}",
+            server.name(),
+            present(server.site())
+        )
+    })
+}
+
+fn a_killed_monitor_harms_no_server(site: &Site) -> Result<()> {
+    let server = site.template("busybox")?.server("web1").start()?;
+    server.sh("sleep 4321 >/dev/null 2>&1 </dev/null &")?;
+    let init = server.init_pid()?;
+    let old = monitor(&server)?;
+    kill_hard(old)?;
+    gone(old)?;
+    ensure!(
+        server.state()? == "running" && server.init_pid()? == init,
+        "the server died with its monitor"
+    );
+    ensure!(server.sh("pidof sleep")?.split_whitespace().count() == 1);
+    // A new monitor has it: console and reboot work.
+    site.ok(["doctor", "--fix"])?;
+    let new = eventually("a new monitor", GUEST_LIMIT, || {
+        monitor(&server).ok().filter(|pid| *pid != old)
+    })?;
+    ensure!(new != old);
+    let mut console = server.terminal(&["console", "web1"])?;
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    server.sh("echo after-adoption >/dev/console")?;
+    console.expect("after-adoption")?;
+    console.send("\u{1}q")?;
+    console.finish()?;
+    site.run(["exec", "web1", "--", "reboot"])?;
+    server.next_init(init)?;
+    // Without anybody's help a server whose monitor is dead can be stopped.
+    kill_hard(monitor(&server)?)?;
+    let server = server.stop()?;
+    ensure!(server.state()? == "stopped");
+    Ok(())
+}
+
+fn a_killed_init_is_an_orderly_stop(site: &Site) -> Result<()> {
+    let server = site.template("busybox")?.server("web1").create()?;
+    let created = present(site);
+    let server = server.start()?;
+    kill_hard(server.init_pid()?)?;
+    server.reaches("stopped")?;
+    created.compare_when_settled(&own(site))?;
+    site.ok(["start", "web1"])?;
+    ensure!(server.sh("echo alive")? == "alive");
+    Ok(())
+}
+
+fn a_killed_fuse_worker_is_not_noticed(site: &Site) -> Result<()> {
+    let server = site
+        .template("busybox")?
+        .server("web1")
+        .with("--memory 64M")
+        .start()?;
+    let total = || server.sh("awk '/^MemTotal/ { print $2 }' /proc/meminfo");
+    ensure!(total()? == "65536");
+    // The worker is the child of the supervisor.
+    let all = processes(site, "lxcfs-fuse", "");
+    let parent = |pid: i32| -> Option<i32> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit(')')
+            .next()?
+            .split_whitespace()
+            .nth(1)?
+            .parse()
+            .ok()
+    };
+    let workers: Vec<i32> = all
+        .iter()
+        .copied()
+        .filter(|pid| parent(*pid).is_some_and(|of| all.contains(&of)))
+        .collect();
+    ensure!(!workers.is_empty(), "no worker among {all:?}");
+    let mut reader = server.spawn(&["exec", "web1", "--", "sh", "-c", "i=0; while [ $i -lt 400 ]; do cat /proc/meminfo >/dev/null || exit 1; i=$((i+1)); done; echo all-read"])?;
+    for _ in 0..3 {
+        let all = processes(site, "lxcfs-fuse", "");
+        for pid in all
+            .iter()
+            .filter(|pid| parent(**pid).is_some_and(|of| all.contains(&of)))
+        {
+            // It may be gone already: the next one is on its way.
+            let _ = kill_hard(*pid);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    let read = reader.wait()?;
+    ensure!(read.text() == "all-read", "a read failed: {read}");
+    ensure!(total()? == "65536");
+    let next = site.ok(["exec", "web1", "--", "uptime"])?;
+    ensure!(!next.text().is_empty());
+    Ok(())
+}
