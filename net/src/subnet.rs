@@ -76,3 +76,93 @@ pub fn mac_for(id: u32, seed: u16) -> Mac {
     let [_, a, b, c] = id.to_be_bytes();
     Mac([0x02, high, low, a, b, c])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn chosen(taken: &[&str]) -> String {
+        choose_v4(&nets(taken)).unwrap().to_string()
+    }
+
+    #[test]
+    fn an_unused_host_gets_the_first_candidate() {
+        assert_eq!(chosen(&[]), "10.77.0.0/24");
+        assert_eq!(
+            chosen(&["0.0.0.0/0", "192.0.2.2/24", "::/0"]),
+            "10.77.0.0/24"
+        );
+    }
+
+    #[test]
+    fn smaller_larger_and_unaligned_networks_count() {
+        assert_eq!(chosen(&["10.77.0.128/25"]), "10.77.1.0/24");
+        assert_eq!(chosen(&["10.77.0.9/24", "10.77.1.1/32"]), "10.77.2.0/24");
+        assert_eq!(chosen(&["10.77.200.1/16"]), "10.177.0.0/24");
+        assert_eq!(chosen(&["10.0.0.0/8"]), "172.29.0.0/24");
+        // Two halves of everything, as VPNs route it, leave nothing.
+        assert_eq!(
+            choose_v4(&nets(&["0.0.0.0/1", "128.0.0.0/1"])),
+            Err(NoFreeSubnet)
+        );
+    }
+
+    #[test]
+    fn the_last_candidate_is_found_and_then_none() {
+        let mut taken = vec!["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/17"];
+        taken.extend(["192.168.128.0/18", "192.168.192.0/19", "192.168.224.0/20"]);
+        taken.extend([
+            "192.168.240.0/21",
+            "192.168.248.0/22",
+            "192.168.252.0/23",
+            "192.168.254.0/24",
+        ]);
+        assert_eq!(chosen(&taken), "192.168.255.0/24");
+        taken.push("192.168.255.255/32");
+        assert_eq!(choose_v4(&nets(&taken)), Err(NoFreeSubnet));
+    }
+
+    #[test]
+    fn hosts_are_numbered_from_the_network() {
+        let v4: IpNet = "10.77.3.9/24".parse().unwrap();
+        assert_eq!(host_address(v4, 1), Some("10.77.3.1".parse().unwrap()));
+        assert_eq!(host_address(v4, 254), Some("10.77.3.254".parse().unwrap()));
+        for none in [0, 255, 256, u32::MAX] {
+            assert_eq!(host_address(v4, none), None, "{none}");
+        }
+        let v6 = IpNet::V6(unique_local_v6([1, 2, 3, 4, 5]));
+        assert_eq!(v6.to_string(), "fd01:203:405::/64");
+        assert_eq!(
+            host_address(v6, 0x10002),
+            Some("fd01:203:405::1:2".parse().unwrap())
+        );
+    }
+
+    #[test]
+    fn addresses_of_interfaces_are_local_and_unicast() {
+        assert_eq!(mac_for(7, 0x1a2b).to_string(), "02:1a:2b:00:00:07");
+        assert_ne!(mac_for(7, 1), mac_for(7, 2));
+        assert_ne!(mac_for(1, 7), mac_for(2, 7));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_chosen_overlaps_nothing(taken in prop::collection::vec((any::<u32>(), 1u8..=32), 0..40)) {
+            let taken: Vec<IpNet> = taken
+                .into_iter()
+                .map(|(address, length)| IpNet::new(IpAddr::V4(address.into()), length).unwrap())
+                .collect();
+            if let Ok(free) = choose_v4(&taken) {
+                let free = IpNet::V4(free);
+                for net in taken {
+                    prop_assert!(!net.contains(&free.addr()) && !free.contains(&net.addr()), "{free} {net}");
+                }
+            }
+        }
+    }
+}

@@ -136,3 +136,81 @@ fn conf(family: Family) -> &'static str {
 pub fn interface_key(family: Family, link: &str, setting: &str) -> String {
     format!("{}/{link}/{setting}", conf(family))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A copy of the tree with an interface that listens to routers, one that does not, and one that routes already.
+    fn tree() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (key, value) in [
+            ("net/ipv4/ip_forward", "0\n"),
+            ("net/ipv6/conf/all/forwarding", "0\n"),
+            ("net/ipv6/conf/default/accept_ra", "1\n"),
+            ("net/ipv6/conf/eth0/accept_ra", "1\n"),
+            ("net/ipv6/conf/eth0/forwarding", "0\n"),
+            ("net/ipv6/conf/eth1.5/accept_ra", "0\n"),
+            ("net/ipv6/conf/eth1.5/forwarding", "0\n"),
+            ("net/ipv6/conf/tun0/accept_ra", "1\n"),
+            ("net/ipv6/conf/tun0/forwarding", "1\n"),
+        ] {
+            let path = root.path().join(key);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, value).unwrap();
+        }
+        root
+    }
+
+    fn changed(changes: &[Change]) -> Vec<(&str, &str)> {
+        let pairs = changes.iter().map(|c| (c.key.as_str(), c.before.as_str()));
+        pairs.collect()
+    }
+
+    #[test]
+    fn a_routing_host_goes_on_listening_to_its_router() {
+        let root = tree();
+        let sysctl = Sysctl::at(root.path());
+        let changes = sysctl.enable_forwarding(Family::V6).unwrap();
+        assert_eq!(
+            changed(&changes),
+            [
+                ("net/ipv6/conf/eth0/accept_ra", "1"),
+                ("net/ipv6/conf/all/forwarding", "0")
+            ]
+        );
+        assert_eq!(sysctl.read("net/ipv6/conf/eth0/accept_ra").unwrap(), "2");
+        assert_eq!(sysctl.enable_forwarding(Family::V6).unwrap(), []);
+        for change in changes.iter().rev() {
+            sysctl.take_back(change).unwrap();
+        }
+        assert_eq!(sysctl.read("net/ipv6/conf/eth0/accept_ra").unwrap(), "1");
+        assert_eq!(sysctl.read("net/ipv6/conf/all/forwarding").unwrap(), "0");
+    }
+
+    #[test]
+    fn a_setting_that_is_so_already_is_no_change() {
+        let root = tree();
+        let sysctl = Sysctl::at(root.path());
+        assert_eq!(sysctl.set("net/ipv4/ip_forward", "0").unwrap(), None);
+        let change = sysctl.set("net/ipv4/ip_forward", "1").unwrap().unwrap();
+        assert_eq!(change.before, "0");
+        assert_eq!(sysctl.enable_forwarding(Family::V4).unwrap(), []);
+    }
+
+    #[test]
+    fn a_missing_setting_is_an_error_and_its_undo_is_not() {
+        let root = tree();
+        let sysctl = Sysctl::at(root.path());
+        let key = interface_key(Family::V6, "gone", "accept_dad");
+        let error = sysctl.set(&key, "0").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "read setting net/ipv6/conf/gone/accept_dad"
+        );
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        let before = "1".to_owned();
+        sysctl.take_back(&Change { key, before }).unwrap();
+        assert!(!root.path().join("net/ipv6/conf/gone").exists());
+    }
+}

@@ -118,3 +118,66 @@ fn feed_nft(rules: &str) -> io::Result<()> {
     let words = String::from_utf8_lossy(&output.stderr);
     Err(io::Error::other(format!("nft: {}", words.trim())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ruleset() -> Ruleset {
+        Ruleset {
+            table: "vsos_1a2b".to_owned(),
+            bridge: "vsbr1a2b".to_owned(),
+            port_prefix: "vs1a2b-".to_owned(),
+            v4: Some("10.77.0.1/24".parse().unwrap()),
+            v6: Some("fd01:203:405::1/64".parse().unwrap()),
+        }
+    }
+
+    /// `UPDATE_GOLDEN=1 cargo test -p net` writes the file anew; read the difference.
+    #[test]
+    fn the_rules_are_those_of_the_golden_file() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/ruleset.nft");
+        let text = ruleset().render();
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        let golden = std::fs::read_to_string(path).unwrap_or_default();
+        assert_eq!(text, golden, "see {path}");
+    }
+
+    #[test]
+    fn a_missing_network_is_not_translated() {
+        let (v4, v6) = (None, None);
+        let text = Ruleset {
+            v4,
+            v6,
+            ..ruleset()
+        }
+        .render();
+        assert!(!text.contains("masquerade"));
+        assert!(!text.contains("@NAT@"));
+    }
+
+    #[test]
+    fn names_with_a_meaning_to_nft_are_refused() {
+        let refused = |ruleset: Ruleset| {
+            let error = ruleset.install().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{ruleset:?}");
+        };
+        for name in ["", "a b", "a;b", "a\"", "a*", "0123456789abcdef", "ä"] {
+            let name = name.to_owned();
+            refused(Ruleset {
+                bridge: name.clone(),
+                ..ruleset()
+            });
+            refused(Ruleset {
+                port_prefix: name,
+                ..ruleset()
+            });
+        }
+        for table in ["", "1a", "a-b", "a b", "a{", "a\n"] {
+            let table = table.to_owned();
+            refused(Ruleset { table, ..ruleset() });
+        }
+    }
+}
