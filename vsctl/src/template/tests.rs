@@ -1,0 +1,2 @@
+//! Templates as a user meets them. What needs root says so.
+use super::*;
