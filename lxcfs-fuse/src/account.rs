@@ -1,0 +1,238 @@
+//! CPU time as `/proc/stat` counts it: per visible CPU, monotonic, and adding up to the time that passed.
+//!
+//! The kernel gives the server's busy time since its start. What it does not give is idle time, and, on
+//! cgroup v2 or under a quota, which of the *visible* CPUs was busy. Both are computed here from the change
+//! since the last answer, so a change of the number of CPUs never makes a counter jump.
+//!
+//! Limits: pure, and in memory only. After the worker was replaced, the first answer is computed as if the
+//! number of CPUs had been the present one all the time; with an unchanged number that is the same figure.
+
+use crate::snapshot::{Busy, CpuTimes, Cpus};
+
+/// Throttled time is counted by the kernel when a throttling ends, so it arrives in lumps as long as a quota
+/// period (100 ms by default). More than two of them are not carried over: the kernel adds up the throttled
+/// time of all the host's CPUs, which may be more than the visible ones can have lost.
+const STEAL_CARRIED_NS: u64 = 200_000_000;
+
+/// The counters of one visible CPU, in nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CpuAccount {
+    /// In user mode, niced time not included.
+    pub user_ns: u64,
+    /// In user mode at a low priority (0 where the kernel does not tell it apart).
+    pub nice_ns: u64,
+    /// In the kernel.
+    pub system_ns: u64,
+    /// Runnable, but held back by the server's quota.
+    pub steal_ns: u64,
+    /// Neither.
+    pub idle_ns: u64,
+    /// Time passed minus all of the above but idle. `idle_ns` is its highest value so far: busy time is
+    /// counted in ticks and may run ahead of the clock for a moment, and idle must not step back then.
+    slack_ns: i64,
+    steal_pending_ns: u64,
+}
+
+impl CpuAccount {
+    /// Moves on by `passed_ns`, of which `throttled_ns` may be counted as steal; the busy time is in already.
+    fn pass(&mut self, passed_ns: u64, busy_ns: u64, throttled_ns: u64) {
+        let slack = i128::from(self.slack_ns) + i128::from(passed_ns) - i128::from(busy_ns);
+        let unclaimed = u64::try_from(slack - i128::from(self.idle_ns)).unwrap_or(0);
+        let pending = self.steal_pending_ns.saturating_add(throttled_ns);
+        let steal = pending.min(unclaimed);
+        self.steal_pending_ns = (pending - steal).min(STEAL_CARRIED_NS);
+        self.steal_ns += steal;
+        self.slack_ns = (slack - i128::from(steal)).clamp(i64::MIN.into(), i64::MAX.into()) as i64;
+        self.idle_ns = self.idle_ns.max(u64::try_from(self.slack_ns).unwrap_or(0));
+    }
+}
+
+/// The counters of one server.
+#[derive(Clone, Debug, Default)]
+pub struct Accounts {
+    /// Time since the server's start at the last answer.
+    wall_ns: u64,
+    last: CpuTimes,
+    /// Never shrinks: as after a hot unplug, a CPU that is no longer visible keeps what it had.
+    cpus: Vec<CpuAccount>,
+    visible: usize,
+}
+
+impl Accounts {
+    /// Takes in what passed since the last answer. `wall_ns` is the time since the server's start.
+    pub fn advance(&mut self, wall_ns: u64, cpus: &Cpus, times: &CpuTimes) {
+        self.visible = cpus.visible.max(1);
+        if self.cpus.len() < self.visible {
+            self.cpus.resize(self.visible, CpuAccount::default());
+        }
+        let passed_ns = wall_ns.saturating_sub(self.wall_ns);
+        let throttled_ns = times.throttled_ns.saturating_sub(self.last.throttled_ns);
+        let mut busy_ns = vec![0; self.visible];
+        self.add_busy(cpus, times, &mut busy_ns);
+        for (index, account) in self.cpus[..self.visible].iter_mut().enumerate() {
+            account.pass(
+                passed_ns,
+                busy_ns[index],
+                share(throttled_ns, index, self.visible),
+            );
+        }
+        self.wall_ns = self.wall_ns.max(wall_ns);
+        self.last.raise_to(times);
+    }
+
+    /// The visible CPUs, in order.
+    pub fn visible(&self) -> &[CpuAccount] {
+        &self.cpus[..self.visible]
+    }
+
+    /// All CPUs that were ever visible: the sum line counts them, as the kernel's does.
+    pub fn all(&self) -> &[CpuAccount] {
+        &self.cpus
+    }
+
+    /// Idle time of all CPUs, in nanoseconds.
+    pub fn idle_ns(&self) -> u64 {
+        self.cpus
+            .iter()
+            .fold(0, |sum: u64, cpu| sum.saturating_add(cpu.idle_ns))
+    }
+
+    /// Adds the busy time since the last answer, exactly where the kernel says which CPU it was and that CPU
+    /// is visible, evenly over the visible ones otherwise.
+    fn add_busy(&mut self, cpus: &Cpus, times: &CpuTimes, busy_ns: &mut [u64]) {
+        let (mut user, mut nice, mut system) = (0u64, 0u64, 0u64);
+        match &times.busy {
+            Busy::Total {
+                user_ns,
+                nice_ns,
+                system_ns,
+            } => {
+                let (user_before, nice_before, system_before) = self.last.busy.total();
+                user = user_ns.saturating_sub(user_before);
+                nice = nice_ns.saturating_sub(nice_before);
+                system = system_ns.saturating_sub(system_before);
+            }
+            Busy::PerCpu(physical) => {
+                // Under a quota the visible CPUs are not particular ones of the host.
+                let exact = cpus.set.len() == self.visible;
+                for now in physical {
+                    let (user_before, system_before) = self.last.busy.of_cpu(now.number);
+                    let user_delta = now.user_ns.saturating_sub(user_before);
+                    let system_delta = now.system_ns.saturating_sub(system_before);
+                    match cpus.set.binary_search(&now.number) {
+                        Ok(index) if exact => {
+                            self.charge(index, user_delta, 0, system_delta, busy_ns)
+                        }
+                        _ => {
+                            user = user.saturating_add(user_delta);
+                            system = system.saturating_add(system_delta);
+                        }
+                    }
+                }
+            }
+        }
+        let visible = self.visible;
+        for index in 0..visible {
+            let parts = [user, nice, system].map(|part| share(part, index, visible));
+            self.charge(index, parts[0], parts[1], parts[2], busy_ns);
+        }
+    }
+
+    fn charge(&mut self, index: usize, user: u64, nice: u64, system: u64, busy_ns: &mut [u64]) {
+        let account = &mut self.cpus[index];
+        account.user_ns = account.user_ns.saturating_add(user);
+        account.nice_ns = account.nice_ns.saturating_add(nice);
+        account.system_ns = account.system_ns.saturating_add(system);
+        busy_ns[index] = busy_ns[index]
+            .saturating_add(user)
+            .saturating_add(nice)
+            .saturating_add(system);
+    }
+}
+
+/// The part of `total` that goes to CPU `index` of `count`; the parts add up to `total`.
+fn share(total: u64, index: usize, count: usize) -> u64 {
+    let (count, index) = (count as u64, index as u64);
+    total / count + u64::from(index < total % count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::PhysicalCpu;
+
+    const S: u64 = 1_000_000_000;
+
+    fn cpus(set: &[u32], visible: usize) -> Cpus {
+        Cpus {
+            set: set.to_vec(),
+            visible,
+        }
+    }
+
+    fn total(user: u64, system: u64, throttled: u64) -> CpuTimes {
+        CpuTimes {
+            busy: Busy::Total {
+                user_ns: user,
+                nice_ns: 0,
+                system_ns: system,
+            },
+            throttled_ns: throttled,
+        }
+    }
+
+    #[test]
+    fn a_total_is_divided_evenly_and_adds_up() {
+        let mut accounts = Accounts::default();
+        accounts.advance(10 * S, &cpus(&[0, 1], 2), &total(5 * S + 1, 3 * S, 0));
+        let sum: u64 = accounts.visible().iter().map(|cpu| cpu.user_ns).sum();
+        assert_eq!(sum, 5 * S + 1);
+        assert_eq!(accounts.idle_ns(), 20 * S - 8 * S - 1);
+    }
+
+    #[test]
+    fn a_cpu_of_the_set_keeps_its_own_time() {
+        let times = CpuTimes {
+            busy: Busy::PerCpu(vec![
+                PhysicalCpu {
+                    number: 0,
+                    user_ns: 0,
+                    system_ns: 0,
+                },
+                PhysicalCpu {
+                    number: 3,
+                    user_ns: 4 * S,
+                    system_ns: S,
+                },
+            ]),
+            throttled_ns: 0,
+        };
+        let mut accounts = Accounts::default();
+        accounts.advance(10 * S, &cpus(&[1, 3], 2), &times);
+        assert_eq!(accounts.visible()[0].idle_ns, 10 * S);
+        assert_eq!(accounts.visible()[1].user_ns, 4 * S);
+        assert_eq!(accounts.visible()[1].idle_ns, 5 * S);
+    }
+
+    #[test]
+    fn throttled_time_is_steal_but_never_more_than_passed() {
+        let mut accounts = Accounts::default();
+        accounts.advance(10 * S, &cpus(&[0, 1], 1), &total(6 * S, 0, 10 * S));
+        assert_eq!(accounts.visible()[0].steal_ns, 4 * S);
+        assert_eq!(accounts.visible()[0].idle_ns, 0);
+    }
+
+    #[test]
+    fn fewer_and_more_cpus_never_turn_a_counter_back() {
+        let mut accounts = Accounts::default();
+        accounts.advance(10 * S, &cpus(&[0, 1], 2), &total(10 * S, 0, 0));
+        let before = accounts.all().to_vec();
+        accounts.advance(11 * S, &cpus(&[0, 1], 1), &total(10 * S, 0, 0));
+        assert_eq!(accounts.visible().len(), 1);
+        assert_eq!(accounts.visible()[0].idle_ns, before[0].idle_ns + S);
+        accounts.advance(12 * S, &cpus(&[0, 1], 2), &total(11 * S, 0, 0));
+        for (now, then) in accounts.all().iter().zip(&before) {
+            assert!(now.user_ns >= then.user_ns && now.idle_ns >= then.idle_ns);
+        }
+    }
+}
