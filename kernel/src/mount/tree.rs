@@ -27,7 +27,8 @@ bitflags! {
 
 /// A detached mount, held by its descriptor; dropping it unattached unmounts it.
 ///
-/// Once attached the descriptor still names the mount.
+/// A mount has one place: to show the same files at a second one, or in a second mount namespace, attach a clone.
+/// Once attached the descriptor still names the mount, and keeps it busy for `unmount`.
 #[derive(Debug)]
 pub struct Tree(OwnedFd);
 
