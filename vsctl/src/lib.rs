@@ -1,1 +1,19 @@
-//! The manager of virtual servers.
+//! The manager of virtual servers: everything that `vsctl` does, without its command line.
+//!
+//! In reading order: what the user wants (`spec`), what is written down (`site`, `store`, `network`), where roots come
+//! from (`template`, `volume`), how a server runs (`lifecycle`, `monitor`), and how people ask for it (`cli`).
+
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod failure;
+pub mod lifecycle;
+pub mod monitor;
+pub mod name;
+pub mod network;
+pub mod site;
+pub mod size;
+pub mod spec;
+pub mod store;
+pub mod template;
+pub mod volume;

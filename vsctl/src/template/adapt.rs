@@ -60,11 +60,8 @@ fn identity(root: &Root) -> Result<Vec<Edit>> {
     if root.entry("var/lib/dbus/machine-id")? == Some(Entry::File) {
         edits.push(Edit::link("var/lib/dbus/machine-id", "/etc/machine-id"));
     }
-    let single = [
-        "var/lib/systemd/random-seed",
-        "var/lib/systemd/credential.secret",
-        "var/lib/NetworkManager/secret_key",
-    ];
+    let single =
+        ["var/lib/systemd/random-seed", "var/lib/systemd/credential.secret", "var/lib/NetworkManager/secret_key"];
     for path in single {
         if root.entry(path)? == Some(Entry::File) {
             edits.push(Edit::absent(path));
@@ -79,17 +76,10 @@ fn identity(root: &Root) -> Result<Vec<Edit>> {
 
 fn files_in(root: &Root, directory: &str, unwanted: impl Fn(&str) -> bool) -> Result<Vec<Edit>> {
     let mut edits = Vec::new();
-    for name in root
-        .names(directory)?
-        .into_iter()
-        .filter(|name| unwanted(name))
-    {
+    for name in root.names(directory)?.into_iter().filter(|name| unwanted(name)) {
         let path = format!("{directory}/{name}");
         if root.entry(&path)? == Some(Entry::File) {
-            edits.push(Edit {
-                path,
-                change: Change::Absent,
-            });
+            edits.push(Edit { path, change: Change::Absent });
         }
     }
     Ok(edits)
@@ -101,9 +91,7 @@ fn fstab(text: &str) -> String {
         let mut words = line.split_whitespace();
         let device = words.next().unwrap_or_default();
         let kind = words.nth(1).unwrap_or_default();
-        ["UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=", "/dev/"]
-            .iter()
-            .any(|prefix| device.starts_with(prefix))
+        ["UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=", "/dev/"].iter().any(|prefix| device.starts_with(prefix))
             || kind == "swap"
     };
     lines(text, |line| match names_a_disk(line) {
@@ -122,10 +110,7 @@ fn interfaces(text: &str) -> String {
                 in_eth0 = true;
                 return None;
             }
-            [
-                "iface" | "mapping" | "auto" | "source" | "source-directory",
-                ..,
-            ] => in_eth0 = false,
+            ["iface" | "mapping" | "auto" | "source" | "source-directory", ..] => in_eth0 = false,
             [word, ..] if word.starts_with("allow-") => in_eth0 = false,
             _ => {}
         }
@@ -135,20 +120,13 @@ fn interfaces(text: &str) -> String {
         // `auto eth0` is kept once, below, with the stanza.
         match words.as_slice() {
             [how, names @ ..] if *how == "auto" || how.starts_with("allow-") => {
-                let others: Vec<&str> = names
-                    .iter()
-                    .copied()
-                    .filter(|name| *name != "eth0")
-                    .collect();
+                let others: Vec<&str> = names.iter().copied().filter(|name| *name != "eth0").collect();
                 (!others.is_empty()).then(|| format!("{how} {}", others.join(" ")))
             }
             _ => Some(line.to_owned()),
         }
     });
-    if !out
-        .lines()
-        .any(|line| line.split_whitespace().take(2).eq(["iface", "lo"]))
-    {
+    if !out.lines().any(|line| line.split_whitespace().take(2).eq(["iface", "lo"])) {
         out.push_str("auto lo\niface lo inet loopback\n");
     }
     out.push_str("auto eth0\niface eth0 inet manual\n");
@@ -162,11 +140,7 @@ fn ifcfg(root: &Root) -> Result<Vec<Edit>> {
         return Ok(Vec::new());
     }
     let content = "DEVICE=eth0\nTYPE=Ethernet\nBOOTPROTO=none\nONBOOT=no\nNM_CONTROLLED=no\n";
-    Ok(vec![Edit::file(
-        format!("{directory}/ifcfg-eth0"),
-        Access::root(0o644),
-        content,
-    )])
+    Ok(vec![Edit::file(format!("{directory}/ifcfg-eth0"), Access::root(0o644), content)])
 }
 
 fn network_manager(root: &Root) -> Result<Vec<Edit>> {
@@ -174,27 +148,18 @@ fn network_manager(root: &Root) -> Result<Vec<Edit>> {
         return Ok(Vec::new());
     }
     let content = "[keyfile]\nunmanaged-devices=interface-name:eth0\n";
-    Ok(vec![Edit::file(
-        "etc/NetworkManager/conf.d/50-vsos.conf",
-        Access::root(0o644),
-        content,
-    )])
+    Ok(vec![Edit::file("etc/NetworkManager/conf.d/50-vsos.conf", Access::root(0o644), content)])
 }
 
 /// `rc_sys="lxc"` is OpenRC's word for a container of any maker: it leaves out what needs a real machine.
 fn rc_conf(text: &str) -> String {
-    let kept = lines(text, |line| {
-        (!line.trim_start().starts_with("rc_sys=")).then(|| line.to_owned())
-    });
+    let kept = lines(text, |line| (!line.trim_start().starts_with("rc_sys=")).then(|| line.to_owned()));
     format!("{kept}rc_sys=\"lxc\"\n")
 }
 
 /// Every line that `change` keeps, each ended.
 fn lines(text: &str, mut change: impl FnMut(&str) -> Option<String>) -> String {
-    text.lines()
-        .filter_map(|line| change(line))
-        .map(|line| line + "\n")
-        .collect()
+    text.lines().filter_map(|line| change(line)).map(|line| line + "\n").collect()
 }
 
 #[cfg(test)]
@@ -212,15 +177,13 @@ mod tests {
              auto eth0\niface eth0 inet manual\n"
         );
         assert_eq!(interfaces(&after), after);
-        assert_eq!(
-            interfaces(""),
-            "auto lo\niface lo inet loopback\nauto eth0\niface eth0 inet manual\n"
-        );
+        assert_eq!(interfaces(""), "auto lo\niface lo inet loopback\nauto eth0\niface eth0 inet manual\n");
     }
 
     #[test]
     fn disks_leave_fstab_once() {
-        let before = "# static\nUUID=1-2 / ext4 defaults 0 1\n/swapfile none swap sw 0 0\ntmpfs /tmp tmpfs nosuid 0 0\n";
+        let before =
+            "# static\nUUID=1-2 / ext4 defaults 0 1\n/swapfile none swap sw 0 0\ntmpfs /tmp tmpfs nosuid 0 0\n";
         let after = fstab(before);
         assert_eq!(
             after,

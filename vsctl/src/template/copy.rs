@@ -14,46 +14,22 @@ pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         return Err(Failure::new(Exit::Exists, format!("{} exists already", to.display())).into());
     }
     let mut cp = Command::new("cp");
-    cp.args([
-        "--archive",
-        "--reflink=auto",
-        "--sparse=auto",
-        "--no-target-directory",
-        "--",
-    ])
-    .arg(from)
-    .arg(to);
-    let output = cp
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .output()
-        .context("run cp")?;
+    cp.args(["--archive", "--reflink=auto", "--sparse=auto", "--no-target-directory", "--"]).arg(from).arg(to);
+    let output = cp.env("LC_ALL", "C").stdin(Stdio::null()).output().context("run cp")?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let failure =
-        if said.contains("No space left on device") || said.contains("Disk quota exceeded") {
-            Failure::new(
-                Exit::NoSpace,
-                format!("the disk is full while copying to {}", to.display()),
-            )
-        } else {
-            let first = said.lines().next().unwrap_or("cp gave no reason");
-            Failure::new(
-                Exit::Failed,
-                format!(
-                    "cannot copy {} to {}: {first}",
-                    from.display(),
-                    to.display()
-                ),
-            )
-        };
+    let failure = if said.contains("No space left on device") || said.contains("Disk quota exceeded") {
+        Failure::new(Exit::NoSpace, format!("the disk is full while copying to {}", to.display()))
+    } else {
+        let first = said.lines().next().unwrap_or("cp gave no reason");
+        Failure::new(Exit::Failed, format!("cannot copy {} to {}: {first}", from.display(), to.display()))
+    };
     match std::fs::remove_dir_all(to) {
         Ok(()) => Err(failure.into()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(failure.into()),
-        Err(error) => Err(anyhow::Error::from(failure)
-            .context(format!("{} is left behind ({error})", to.display()))),
+        Err(error) => Err(anyhow::Error::from(failure).context(format!("{} is left behind ({error})", to.display()))),
     }
 }
 
@@ -71,19 +47,13 @@ mod tests {
         fs::write(from.join("a"), "x").unwrap();
         fs::hard_link(from.join("a"), from.join("b")).unwrap();
         symlink("/etc/a", from.join("link")).unwrap();
-        fs::File::create(from.join("hole"))
-            .unwrap()
-            .set_len(8 << 20)
-            .unwrap();
+        fs::File::create(from.join("hole")).unwrap().set_len(8 << 20).unwrap();
         let meta = |path: &Path| fs::symlink_metadata(path).unwrap();
         copy_tree(&from, &to).unwrap();
         assert_eq!(meta(&to.join("a")).ino(), meta(&to.join("b")).ino());
         assert_eq!(fs::read_link(to.join("link")).unwrap(), Path::new("/etc/a"));
         assert!(meta(&to.join("hole")).blocks() * 512 < 1 << 20);
-        assert_eq!(
-            meta(&to.join("a")).mtime_nsec(),
-            meta(&from.join("a")).mtime_nsec()
-        );
+        assert_eq!(meta(&to.join("a")).mtime_nsec(), meta(&from.join("a")).mtime_nsec());
         assert!(copy_tree(&from, &to).is_err());
     }
 

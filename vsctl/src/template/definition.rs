@@ -144,12 +144,7 @@ const SHARED: &[Shipped] = &[shipped!(
 pub fn buildable() -> Vec<(&'static str, String)> {
     TEMPLATES
         .iter()
-        .filter_map(|shipped| {
-            Some((
-                shipped.name,
-                Definition::parse(shipped.text).ok()?.description,
-            ))
-        })
+        .filter_map(|shipped| Some((shipped.name, Definition::parse(shipped.text).ok()?.description)))
         .collect()
 }
 
@@ -157,10 +152,7 @@ impl Definition {
     /// Reads a `template.toml`.
     pub fn parse(text: &str) -> Result<Self> {
         let definition: Self = toml::from_str(text).map_err(|error| {
-            Failure::new(
-                Exit::BadConfiguration,
-                format!("template.toml: {}", error.to_string().trim_end()),
-            )
+            Failure::new(Exit::BadConfiguration, format!("template.toml: {}", error.to_string().trim_end()))
         })?;
         signal_number(&definition.stop_signal)?;
         Ok(definition)
@@ -170,20 +162,11 @@ impl Definition {
     pub fn shipped(name: &str) -> Result<(Self, &'static str)> {
         let Some(shipped) = TEMPLATES.iter().find(|shipped| shipped.name == name) else {
             let known: Vec<&str> = TEMPLATES.iter().map(|shipped| shipped.name).collect();
-            return Err(Failure::new(
-                Exit::NoTemplate,
-                format!("'{name}' is no template that can be built"),
-            )
-            .hint(format!(
-                "there are {}; any other root comes by `vsctl template import`",
-                known.join(", ")
-            ))
-            .into());
+            return Err(Failure::new(Exit::NoTemplate, format!("'{name}' is no template that can be built"))
+                .hint(format!("there are {}; any other root comes by `vsctl template import`", known.join(", ")))
+                .into());
         };
-        Ok((
-            Self::parse(shipped.text).with_context(|| format!("shipped template {name}"))?,
-            shipped.text,
-        ))
+        Ok((Self::parse(shipped.text).with_context(|| format!("shipped template {name}"))?, shipped.text))
     }
 
     /// The stop signal's number.
@@ -202,10 +185,7 @@ impl Definition {
                 toml::from_str(shared.text).with_context(|| format!("additions of {include}"))?;
             edits.extend(additions.edits(shared.files));
         }
-        let files = TEMPLATES
-            .iter()
-            .find(|shipped| shipped.name == name)
-            .map_or(&[][..], |shipped| shipped.files);
+        let files = TEMPLATES.iter().find(|shipped| shipped.name == name).map_or(&[][..], |shipped| shipped.files);
         edits.extend(self.additions.edits(files));
         Ok(edits)
     }
@@ -218,34 +198,13 @@ impl Additions {
 
     /// Directories first: what comes after is in them.
     fn edits(&self, files: &[(&str, &[u8])]) -> Vec<Edit> {
-        let mode_of = |path: &str| {
-            self.modes
-                .get(&format!("/{path}"))
-                .copied()
-                .unwrap_or(0o644)
-        };
-        let directories = self
-            .directories
-            .iter()
-            .map(|(path, mode)| Edit::directory(path, Access::root(*mode)));
+        let mode_of = |path: &str| self.modes.get(&format!("/{path}")).copied().unwrap_or(0o644);
+        let directories = self.directories.iter().map(|(path, mode)| Edit::directory(path, Access::root(*mode)));
         let removed = self.remove.iter().map(Edit::absent);
-        let files = files
-            .iter()
-            .map(|(path, content)| Edit::file(*path, Access::root(mode_of(path)), *content));
-        let links = self
-            .links
-            .iter()
-            .map(|(path, target)| Edit::link(path, target));
-        let masks = self
-            .mask
-            .iter()
-            .map(|unit| Edit::link(format!("/etc/systemd/system/{unit}"), "/dev/null"));
-        directories
-            .chain(removed)
-            .chain(files)
-            .chain(links)
-            .chain(masks)
-            .collect()
+        let files = files.iter().map(|(path, content)| Edit::file(*path, Access::root(mode_of(path)), *content));
+        let links = self.links.iter().map(|(path, target)| Edit::link(path, target));
+        let masks = self.mask.iter().map(|unit| Edit::link(format!("/etc/systemd/system/{unit}"), "/dev/null"));
+        directories.chain(removed).chain(files).chain(links).chain(masks).collect()
     }
 }
 
@@ -256,9 +215,7 @@ impl TryFrom<String> for Init {
         match text.as_str() {
             "vsinit" => Ok(Init::Vsinit),
             path if path.starts_with('/') => Ok(Init::Path(text)),
-            _ => Err(format!(
-                "init is \"vsinit\" or an absolute path, not \"{text}\""
-            )),
+            _ => Err(format!("init is \"vsinit\" or an absolute path, not \"{text}\"")),
         }
     }
 }
@@ -287,27 +244,13 @@ fn signal_number(name: &str) -> Result<i32> {
     ];
     // What glibc leaves of the kernel's real-time signals begins here, and systemd counts from it.
     const SIGRTMIN: i32 = 34;
-    let real_time = || {
-        Some(
-            SIGRTMIN
-                + name
-                    .strip_prefix("SIGRTMIN+")?
-                    .parse::<i32>()
-                    .ok()
-                    .filter(|n| (0..=30).contains(n))?,
-        )
-    };
-    let named = NAMED
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, number)| *number);
+    let real_time =
+        || Some(SIGRTMIN + name.strip_prefix("SIGRTMIN+")?.parse::<i32>().ok().filter(|n| (0..=30).contains(n))?);
+    let named = NAMED.iter().find(|(known, _)| *known == name).map(|(_, number)| *number);
     named.or_else(real_time).ok_or_else(|| {
-        Failure::new(
-            Exit::BadConfiguration,
-            format!("stop_signal: '{name}' is no signal"),
-        )
-        .hint("use SIGTERM, SIGPWR, SIGINT, SIGUSR2, SIGCONT, … or SIGRTMIN+n")
-        .into()
+        Failure::new(Exit::BadConfiguration, format!("stop_signal: '{name}' is no signal"))
+            .hint("use SIGTERM, SIGPWR, SIGINT, SIGUSR2, SIGCONT, … or SIGRTMIN+n")
+            .into()
     })
 }
 
@@ -330,45 +273,18 @@ mod tests {
     #[test]
     fn the_embedded_files_are_the_folders_files() {
         fn below(directory: &Path, files: &mut Vec<PathBuf>) {
-            for entry in std::fs::read_dir(directory)
-                .unwrap()
-                .map(|entry| entry.unwrap().path())
-            {
-                if entry.is_dir() {
-                    below(&entry, files)
-                } else {
-                    files.push(entry)
-                }
+            for entry in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+                if entry.is_dir() { below(&entry, files) } else { files.push(entry) }
             }
         }
         for shipped in TEMPLATES.iter().chain(SHARED) {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join("../templates")
-                .join(shipped.name)
-                .join("files");
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../templates").join(shipped.name).join("files");
             let mut found = Vec::new();
             below(&folder, &mut found);
-            let mut found: Vec<String> = found
-                .iter()
-                .map(|file| {
-                    file.strip_prefix(&folder)
-                        .unwrap()
-                        .to_str()
-                        .unwrap()
-                        .to_owned()
-                })
-                .collect();
+            let mut found: Vec<String> =
+                found.iter().map(|file| file.strip_prefix(&folder).unwrap().to_str().unwrap().to_owned()).collect();
             found.sort();
-            assert_eq!(
-                found,
-                shipped
-                    .files
-                    .iter()
-                    .map(|(path, _)| *path)
-                    .collect::<Vec<_>>(),
-                "{}",
-                shipped.name
-            );
+            assert_eq!(found, shipped.files.iter().map(|(path, _)| *path).collect::<Vec<_>>(), "{}", shipped.name);
         }
     }
 
@@ -377,11 +293,7 @@ mod tests {
         for shipped in TEMPLATES {
             let (definition, _) = Definition::shipped(shipped.name).unwrap();
             for path in definition.additions.modes.keys() {
-                assert!(
-                    shipped.files.iter().any(|(file, _)| path[1..] == **file),
-                    "{}: {path}",
-                    shipped.name
-                );
+                assert!(shipped.files.iter().any(|(file, _)| path[1..] == **file), "{}: {path}", shipped.name);
             }
         }
     }
@@ -398,17 +310,13 @@ mod tests {
             ("[additions.modes]", "[additions.mods]"),
         ] {
             assert!(text.contains(from));
-            assert!(
-                Definition::parse(&text.replacen(from, to, 1)).is_err(),
-                "{to}"
-            );
+            assert!(Definition::parse(&text.replacen(from, to, 1)).is_err(), "{to}");
         }
     }
 
     #[test]
     fn signals_have_their_numbers() {
-        let numbers = ["SIGTERM", "SIGPWR", "SIGRTMIN+3", "SIGRTMIN+4"]
-            .map(|name| signal_number(name).unwrap());
+        let numbers = ["SIGTERM", "SIGPWR", "SIGRTMIN+3", "SIGRTMIN+4"].map(|name| signal_number(name).unwrap());
         assert_eq!(numbers, [15, 30, 37, 38]);
     }
 }

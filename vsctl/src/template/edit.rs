@@ -46,50 +46,29 @@ pub struct Access {
 impl Access {
     /// Root's own, with `mode`.
     pub const fn root(mode: u32) -> Self {
-        Self {
-            mode,
-            uid: 0,
-            gid: 0,
-        }
+        Self { mode, uid: 0, gid: 0 }
     }
 }
 
 impl Edit {
     /// A file with all that is in it.
     pub fn file(path: impl Into<String>, access: Access, content: impl Into<Vec<u8>>) -> Self {
-        Self {
-            path: path.into(),
-            change: Change::File {
-                content: content.into(),
-                access,
-            },
-        }
+        Self { path: path.into(), change: Change::File { content: content.into(), access } }
     }
 
     /// A symbolic link.
     pub fn link(path: impl Into<String>, target: impl Into<String>) -> Self {
-        Self {
-            path: path.into(),
-            change: Change::Link {
-                target: target.into(),
-            },
-        }
+        Self { path: path.into(), change: Change::Link { target: target.into() } }
     }
 
     /// A directory.
     pub fn directory(path: impl Into<String>, access: Access) -> Self {
-        Self {
-            path: path.into(),
-            change: Change::Directory(access),
-        }
+        Self { path: path.into(), change: Change::Directory(access) }
     }
 
     /// Nothing there.
     pub fn absent(path: impl Into<String>) -> Self {
-        Self {
-            path: path.into(),
-            change: Change::Absent,
-        }
+        Self { path: path.into(), change: Change::Absent }
     }
 }
 
@@ -118,15 +97,7 @@ mod tests {
 
     #[test]
     fn a_sentence_shows_no_secret() {
-        let edit = Edit::file(
-            "etc/shadow",
-            Access {
-                mode: 0o640,
-                uid: 0,
-                gid: 42,
-            },
-            "root:$6$secret:",
-        );
+        let edit = Edit::file("etc/shadow", Access { mode: 0o640, uid: 0, gid: 42 }, "root:$6$secret:");
         assert_eq!(edit.to_string(), "write /etc/shadow (0640 0:42)");
         assert_eq!(Edit::link("/a", "b").to_string(), "link /a to b");
         assert_eq!(Edit::absent("/a").to_string(), "remove /a");

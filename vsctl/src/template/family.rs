@@ -45,8 +45,8 @@ fn table() -> &'static [Family] {
     }
     static TABLE: OnceLock<Vec<Family>> = OnceLock::new();
     TABLE.get_or_init(|| {
-        let table: Table = toml::from_str(include_str!("../../../templates/families.toml"))
-            .expect("tested: it can be read");
+        let table: Table =
+            toml::from_str(include_str!("../../../templates/families.toml")).expect("tested: it can be read");
         table.family
     })
 }
@@ -55,20 +55,14 @@ impl Family {
     /// The family `name`; the generic one when there is none of that name.
     pub fn named(name: &str) -> &'static Family {
         let generic = table().last().expect("tested: the table is not empty");
-        table()
-            .iter()
-            .find(|family| family.name == name)
-            .unwrap_or(generic)
+        table().iter().find(|family| family.name == name).unwrap_or(generic)
     }
 
     /// The family of a distribution: by its own id, else by what it is like, else generic.
     pub fn of(distribution: &Distribution) -> &'static Family {
         let ids = std::iter::once(&distribution.id).chain(&distribution.like);
         let known = ids.filter_map(|id| table().iter().find(|family| family.ids.contains(id)));
-        known
-            .into_iter()
-            .next()
-            .unwrap_or_else(|| Family::named("generic"))
+        known.into_iter().next().unwrap_or_else(|| Family::named("generic"))
     }
 }
 
@@ -80,55 +74,29 @@ impl Distribution {
                 return Ok(Self::parse(&text));
             }
         }
-        for (path, id) in [
-            ("etc/alpine-release", "alpine"),
-            ("etc/debian_version", "debian"),
-            ("etc/redhat-release", "rhel"),
-        ] {
+        for (path, id) in
+            [("etc/alpine-release", "alpine"), ("etc/debian_version", "debian"), ("etc/redhat-release", "rhel")]
+        {
             if let Some(text) = root.text(path)? {
                 let first = text.lines().next().unwrap_or_default().trim().to_owned();
-                return Ok(Self {
-                    id: id.into(),
-                    name: first.clone(),
-                    version: first,
-                    like: Vec::new(),
-                });
+                return Ok(Self { id: id.into(), name: first.clone(), version: first, like: Vec::new() });
             }
         }
-        let id = if root.exists("bin/busybox")? {
-            "busybox"
-        } else {
-            "unknown"
-        };
-        Ok(Self {
-            id: id.into(),
-            name: id.into(),
-            ..Self::default()
-        })
+        let id = if root.exists("bin/busybox")? { "busybox" } else { "unknown" };
+        Ok(Self { id: id.into(), name: id.into(), ..Self::default() })
     }
 
     /// Reads an os-release file: `KEY=value` with shell quotes.
     pub fn parse(text: &str) -> Self {
         let value = |key: &str| {
-            let line = text
-                .lines()
-                .rev()
-                .find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='));
-            printable(
-                &line
-                    .unwrap_or_default()
-                    .trim_matches(['"', '\''])
-                    .replace('\\', ""),
-            )
+            let line = text.lines().rev().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='));
+            printable(&line.unwrap_or_default().trim_matches(['"', '\'']).replace('\\', ""))
         };
         Self {
             id: value("ID"),
             version: value("VERSION_ID"),
             name: value("PRETTY_NAME"),
-            like: value("ID_LIKE")
-                .split_whitespace()
-                .map(str::to_owned)
-                .collect(),
+            like: value("ID_LIKE").split_whitespace().map(str::to_owned).collect(),
         }
     }
 }
@@ -145,13 +113,7 @@ mod tests {
     #[test]
     fn the_table_ends_with_the_one_that_takes_everything() {
         assert_eq!(table().last().unwrap().name, "generic");
-        assert!(
-            table()
-                .iter()
-                .rev()
-                .skip(1)
-                .all(|family| !family.ids.is_empty())
-        );
+        assert!(table().iter().rev().skip(1).all(|family| !family.ids.is_empty()));
     }
 
     #[test]
@@ -165,27 +127,15 @@ mod tests {
             ("ID=void\n", "generic"),
             ("", "generic"),
         ] {
-            assert_eq!(
-                Family::of(&Distribution::parse(text)).name,
-                family,
-                "{text}"
-            );
+            assert_eq!(Family::of(&Distribution::parse(text)).name, family, "{text}");
         }
     }
 
     #[test]
     fn os_release_is_read_and_cleaned() {
-        let found = Distribution::parse(
-            "PRETTY_NAME=\"Debian GNU/Linux 13 (trixie)\"\nID=debian\nVERSION_ID='13'\n",
-        );
-        assert_eq!(
-            (found.id.as_str(), found.version.as_str()),
-            ("debian", "13")
-        );
+        let found = Distribution::parse("PRETTY_NAME=\"Debian GNU/Linux 13 (trixie)\"\nID=debian\nVERSION_ID='13'\n");
+        assert_eq!((found.id.as_str(), found.version.as_str()), ("debian", "13"));
         assert_eq!(found.name, "Debian GNU/Linux 13 (trixie)");
-        assert_eq!(
-            Distribution::parse("PRETTY_NAME=\"\x1b[31mred\"").name,
-            "[31mred"
-        );
+        assert_eq!(Distribution::parse("PRETTY_NAME=\"\x1b[31mred\"").name, "[31mred");
     }
 }

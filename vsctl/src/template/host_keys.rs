@@ -47,9 +47,7 @@ impl fmt::Debug for HostKey {
 
 /// Whether the root has an sshd whose keys are missing or not its own.
 pub fn wanted(root: &Root) -> Result<bool> {
-    Ok(root.exists("usr/sbin/sshd")?
-        || root.exists("usr/bin/sshd")?
-        || root.exists("etc/ssh/sshd_config")?)
+    Ok(root.exists("usr/sbin/sshd")? || root.exists("usr/bin/sshd")? || root.exists("etc/ssh/sshd_config")?)
 }
 
 /// New keys for the server `hostname`. `scratch` is a directory of the server's own that does not exist; it is gone
@@ -70,23 +68,9 @@ fn generate_in(hostname: &str, scratch: &Path) -> Result<Option<Vec<HostKey>>> {
     for algorithm in ALGORITHMS {
         let mut command = Command::new("ssh-keygen");
         command
-            .args([
-                "-q",
-                "-t",
-                algorithm,
-                "-N",
-                "",
-                "-C",
-                &format!("root@{hostname}"),
-                "-f",
-            ])
+            .args(["-q", "-t", algorithm, "-N", "", "-C", &format!("root@{hostname}"), "-f"])
             .arg(scratch.join(algorithm));
-        match command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-        {
+        match command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn() {
             Ok(child) => running.push(child),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).context("run ssh-keygen"),
@@ -95,15 +79,10 @@ fn generate_in(hostname: &str, scratch: &Path) -> Result<Option<Vec<HostKey>>> {
     for child in running {
         let output = child.wait_with_output().context("wait for ssh-keygen")?;
         if !output.status.success() {
-            bail!(
-                "ssh-keygen failed: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
+            bail!("ssh-keygen failed: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
     }
-    let read = |path: &Path| {
-        std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
-    };
+    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
     let key = |algorithm: &&str| {
         let private = scratch.join(algorithm);
         Ok(HostKey {
@@ -112,11 +91,7 @@ fn generate_in(hostname: &str, scratch: &Path) -> Result<Option<Vec<HostKey>>> {
             public: read(&private.with_extension("pub"))?,
         })
     };
-    ALGORITHMS
-        .iter()
-        .map(key)
-        .collect::<Result<Vec<_>>>()
-        .map(Some)
+    ALGORITHMS.iter().map(key).collect::<Result<Vec<_>>>().map(Some)
 }
 
 /// Makes a systemd guest generate them at its first boot: for a host without ssh-keygen. Other inits' sshd scripts do
@@ -127,14 +102,7 @@ pub fn at_first_boot() -> Vec<Edit> {
                 [Service]\nType=oneshot\nExecStart=/usr/bin/ssh-keygen -A\n\n[Install]\nWantedBy=multi-user.target\n";
     let directory = "etc/systemd/system";
     vec![
-        Edit::file(
-            format!("{directory}/vsos-host-keys.service"),
-            Access::root(0o644),
-            unit,
-        ),
-        Edit::link(
-            format!("{directory}/multi-user.target.wants/vsos-host-keys.service"),
-            "../vsos-host-keys.service",
-        ),
+        Edit::file(format!("{directory}/vsos-host-keys.service"), Access::root(0o644), unit),
+        Edit::link(format!("{directory}/multi-user.target.wants/vsos-host-keys.service"), "../vsos-host-keys.service"),
     ]
 }

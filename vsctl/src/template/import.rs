@@ -22,9 +22,7 @@ pub fn lift(root: &Path, scratch: &Path) -> Result<()> {
         return Ok(());
     }
     let has = |name: &str| names.iter().any(|found| found == name);
-    if has("oci-layout")
-        || (has("manifest.json") && (has("repositories") || has("blobs") || names.len() > 1))
-    {
+    if has("oci-layout") || (has("manifest.json") && (has("repositories") || has("blobs") || names.len() > 1)) {
         return Err(Failure::new(Exit::BadParameter, "this is a container image in layers, and not a root")
             .hint("unpack it first: `docker export` or `podman export` of a container writes a tarball of its root")
             .into());
@@ -35,25 +33,17 @@ pub fn lift(root: &Path, scratch: &Path) -> Result<()> {
             let lifted = scratch.join("root");
             fs::rename(&inner, &lifted).with_context(|| format!("rename {}", inner.display()))?;
             fs::remove_dir(root).with_context(|| format!("remove {}", root.display()))?;
-            return fs::rename(&lifted, root)
-                .with_context(|| format!("rename {}", lifted.display()));
+            return fs::rename(&lifted, root).with_context(|| format!("rename {}", lifted.display()));
         }
     }
-    Err(Failure::new(
-        Exit::BadParameter,
-        "this is no root of a Linux system: it has no /etc, or neither /bin nor /usr",
-    )
-    .hint("the tarball must hold one whole root, at its top or in one directory")
-    .into())
+    Err(Failure::new(Exit::BadParameter, "this is no root of a Linux system: it has no /etc, or neither /bin nor /usr")
+        .hint("the tarball must hold one whole root, at its top or in one directory")
+        .into())
 }
 
 /// `bin` may be a link; `etc` never is one.
 fn looks_like_root(path: &Path) -> bool {
-    let is_directory = |name: &str| {
-        path.join(name)
-            .symlink_metadata()
-            .is_ok_and(|meta| meta.is_dir())
-    };
+    let is_directory = |name: &str| path.join(name).symlink_metadata().is_ok_and(|meta| meta.is_dir());
     is_directory("etc") && (is_directory("usr") || path.join("bin").symlink_metadata().is_ok())
 }
 
@@ -62,24 +52,14 @@ pub fn describe(root: &Root, file: &str) -> Result<Definition> {
     let distribution = Distribution::detect(root)?;
     let family = Family::of(&distribution);
     let boot = boot_of(root)?;
-    let name = if distribution.name.is_empty() {
-        &distribution.id
-    } else {
-        &distribution.name
-    };
+    let name = if distribution.name.is_empty() { &distribution.id } else { &distribution.name };
     Ok(Definition {
         description: format!("{name}, imported"),
         family: family.name.clone(),
         init: boot.init,
         stop_signal: boot.stop_signal.into(),
-        include: if boot.systemd {
-            vec!["systemd".into()]
-        } else {
-            Vec::new()
-        },
-        source: Source::Import {
-            file: file.chars().filter(|c| !c.is_control()).collect(),
-        },
+        include: if boot.systemd { vec!["systemd".into()] } else { Vec::new() },
+        source: Source::Import { file: file.chars().filter(|c| !c.is_control()).collect() },
         additions: Additions::default(),
     })
 }
@@ -92,24 +72,13 @@ struct Boot {
 }
 
 fn boot_of(root: &Root) -> Result<Boot> {
-    let boot = |init: &str, stop_signal| Boot {
-        init: Init::Path(init.into()),
-        stop_signal,
-        systemd: false,
-    };
-    let systemd = |init: &str| Boot {
-        systemd: true,
-        ..boot(init, "SIGRTMIN+4")
-    };
+    let boot = |init: &str, stop_signal| Boot { init: Init::Path(init.into()), stop_signal, systemd: false };
+    let systemd = |init: &str| Boot { systemd: true, ..boot(init, "SIGRTMIN+4") };
     if !root.exists("sbin/init")? {
         return Ok(match root.exists("lib/systemd/systemd")? {
             true => systemd("/lib/systemd/systemd"),
             // Nobody there to boot it: vsinit is an init for any root.
-            false => Boot {
-                init: Init::Vsinit,
-                stop_signal: "SIGTERM",
-                systemd: false,
-            },
+            false => Boot { init: Init::Vsinit, stop_signal: "SIGTERM", systemd: false },
         });
     }
     let target = match root.entry("sbin/init")? {
@@ -140,12 +109,8 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             path
         };
-        files
-            .iter()
-            .for_each(|path| fs::write(place(path), "").unwrap());
-        links
-            .iter()
-            .for_each(|(path, target)| symlink(target, place(path)).unwrap());
+        files.iter().for_each(|path| fs::write(place(path), "").unwrap());
+        links.iter().for_each(|(path, target)| symlink(target, place(path)).unwrap());
         root
     }
 
@@ -154,40 +119,20 @@ mod tests {
         let init = |files: &[&str], links: &[(&str, &str)]| {
             let root = tree(files, links);
             let definition = describe(&Root::directory(root.path()).unwrap(), "x.tar").unwrap();
-            (
-                String::from(definition.init),
-                definition.stop_signal,
-                definition.include.len(),
-            )
+            (String::from(definition.init), definition.stop_signal, definition.include.len())
         };
-        let is =
-            |init: &str, signal: &str, includes| (init.to_owned(), signal.to_owned(), includes);
+        let is = |init: &str, signal: &str, includes| (init.to_owned(), signal.to_owned(), includes);
         let systemd = ["usr/lib/systemd/systemd"];
         assert_eq!(
-            init(
-                &systemd,
-                &[
-                    ("usr/sbin/init", "../lib/systemd/systemd"),
-                    ("sbin", "usr/sbin")
-                ]
-            ),
+            init(&systemd, &[("usr/sbin/init", "../lib/systemd/systemd"), ("sbin", "usr/sbin")]),
             is("/sbin/init", "SIGRTMIN+4", 1)
         );
-        assert_eq!(
-            init(&systemd, &[("lib", "usr/lib")]),
-            is("/lib/systemd/systemd", "SIGRTMIN+4", 1)
-        );
-        assert_eq!(
-            init(&["bin/busybox"], &[("sbin/init", "/bin/busybox")]),
-            is("/sbin/init", "SIGUSR2", 0)
-        );
+        assert_eq!(init(&systemd, &[("lib", "usr/lib")]), is("/lib/systemd/systemd", "SIGRTMIN+4", 1));
+        assert_eq!(init(&["bin/busybox"], &[("sbin/init", "/bin/busybox")]), is("/sbin/init", "SIGUSR2", 0));
         assert_eq!(init(&["sbin/init"], &[]), is("/sbin/init", "SIGPWR", 0));
         assert_eq!(init(&["bin/sh"], &[]), is("vsinit", "SIGTERM", 0));
         // A link to nothing boots nothing.
-        assert_eq!(
-            init(&["bin/sh"], &[("sbin/init", "/bin/busybox")]),
-            is("vsinit", "SIGTERM", 0)
-        );
+        assert_eq!(init(&["bin/sh"], &[("sbin/init", "/bin/busybox")]), is("vsinit", "SIGTERM", 0));
     }
 
     #[test]
@@ -206,10 +151,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         for (files, word) in [
             (&["oci-layout", "index.json", "blobs/x"][..], "layers"),
-            (
-                &["manifest.json", "repositories", "abc/layer.tar"],
-                "layers",
-            ),
+            (&["manifest.json", "repositories", "abc/layer.tar"], "layers"),
             (&["README", "src/main.c"], "no root"),
             (&["a/b/etc/passwd"], "no root"),
             (&[], "no root"),

@@ -54,36 +54,22 @@ pub struct Recipe<'a> {
 
 /// Builds `recipe` into the empty directory `root`. The child keeps `lock` open: should this process be killed, no
 /// other build begins while it still writes.
-pub fn fill(
-    root: &Path,
-    recipe: &Recipe<'_>,
-    lock: &File,
-    progress: &mut dyn Progress,
-) -> Result<String> {
+pub fn fill(root: &Path, recipe: &Recipe<'_>, lock: &File, progress: &mut dyn Progress) -> Result<String> {
     let sources = sources_for(recipe)?;
     let mut command = Command::new("mmdebstrap");
     command.args(["--mode=root", "--variant=minbase", "--format=directory"]);
     command.arg(format!("--components={}", recipe.components.join(",")));
     command.arg(format!("--include={}", recipe.packages.join(",")));
-    command
-        .arg(recipe.suite)
-        .arg(root)
-        .arg("-")
-        .env("LC_ALL", "C");
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
+    command.arg(recipe.suite).arg(root).arg("-").env("LC_ALL", "C");
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     rustix::io::fcntl_setfd(lock, FdFlags::empty()).during("pass the build lock on")?;
     let spawned = command.spawn();
     rustix::io::fcntl_setfd(lock, FdFlags::CLOEXEC).during("keep the build lock")?;
     let mut child = match spawned {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(
-                Failure::new(Exit::Unsupported, "the program mmdebstrap is not installed")
-                    .hint("install the package mmdebstrap")
-                    .into(),
-            );
+            return Err(Failure::new(Exit::Unsupported, "the program mmdebstrap is not installed")
+                .hint("install the package mmdebstrap")
+                .into());
         }
         other => other.context("run mmdebstrap")?,
     };
@@ -125,26 +111,12 @@ fn follow(messages: impl BufRead, progress: &mut dyn Progress) -> Vec<String> {
 fn failed(suite: &str, last: &[String]) -> anyhow::Error {
     let text = last.join("\n");
     if text.contains("No space left on device") || text.contains("not enough free space") {
-        return Failure::new(
-            Exit::NoSpace,
-            format!("the disk is full while building {suite}"),
-        )
-        .into();
+        return Failure::new(Exit::NoSpace, format!("the disk is full while building {suite}")).into();
     }
-    let errors: Vec<&str> = last
-        .iter()
-        .map(String::as_str)
-        .filter(|line| line.starts_with("E:") || line.starts_with("Err:"))
-        .collect();
-    let said = if errors.is_empty() {
-        text.clone()
-    } else {
-        errors.join("\n")
-    };
-    let failure = Failure::new(
-        Exit::Failed,
-        format!("mmdebstrap failed for {suite}:\n{said}"),
-    );
+    let errors: Vec<&str> =
+        last.iter().map(String::as_str).filter(|line| line.starts_with("E:") || line.starts_with("Err:")).collect();
+    let said = if errors.is_empty() { text.clone() } else { errors.join("\n") };
+    let failure = Failure::new(Exit::Failed, format!("mmdebstrap failed for {suite}:\n{said}"));
     let hint = if text.contains("NO_PUBKEY") {
         "the host does not know the release's key: update the package debian-archive-keyring"
     } else if text.contains("Could not resolve")
@@ -162,32 +134,20 @@ fn failed(suite: &str, last: &[String]) -> anyhow::Error {
 fn sources_for(recipe: &Recipe<'_>) -> Result<String> {
     if let Some(mirror) = recipe.mirror {
         if !mirror.contains("://") || mirror.contains(char::is_whitespace) {
-            return Err(
-                Failure::new(Exit::BadParameter, format!("mirror '{mirror}' is no URI")).into(),
-            );
+            return Err(Failure::new(Exit::BadParameter, format!("mirror '{mirror}' is no URI")).into());
         }
         let suites = vec![recipe.suite.to_owned(), format!("{}-updates", recipe.suite)];
-        let origin = Origin {
-            uris: vec![mirror.into()],
-            suites,
-            components: recipe.components.to_vec(),
-            ..Origin::default()
-        };
+        let origin =
+            Origin { uris: vec![mirror.into()], suites, components: recipe.components.to_vec(), ..Origin::default() };
         return Ok(render(&[origin]));
     }
     let origins = read_host(Path::new("/etc/apt"))?;
     let host = Distribution::parse(&std::fs::read_to_string("/etc/os-release").unwrap_or_default());
-    let chosen = if host.id == "debian" {
-        translate(&origins, recipe.suite, recipe.components)
-    } else {
-        Vec::new()
-    };
+    let chosen = if host.id == "debian" { translate(&origins, recipe.suite, recipe.components) } else { Vec::new() };
     if chosen.is_empty() {
-        return Err(
-            Failure::new(Exit::Unsupported, "this host's apt names no Debian mirror")
-                .hint("name one, or build on a Debian host and import the root")
-                .into(),
-        );
+        return Err(Failure::new(Exit::Unsupported, "this host's apt names no Debian mirror")
+            .hint("name one, or build on a Debian host and import the root")
+            .into());
     }
     Ok(render(&chosen))
 }
@@ -196,18 +156,13 @@ fn sources_for(recipe: &Recipe<'_>) -> Result<String> {
 fn read_host(directory: &Path) -> Result<Vec<Origin>> {
     let mut files = vec![directory.join("sources.list")];
     if let Ok(entries) = std::fs::read_dir(directory.join("sources.list.d")) {
-        let mut parts: Vec<_> = entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .collect();
+        let mut parts: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         parts.sort();
         files.extend(parts);
     }
     let mut origins = Vec::new();
     for file in files {
-        let extension = file
-            .extension()
-            .and_then(|extension| extension.to_str())
-            .unwrap_or_default();
+        let extension = file.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
         let parse = match extension {
             "list" => parse_lines,
             "sources" => parse_deb822,
@@ -234,11 +189,7 @@ fn parse_line(line: &str) -> Option<Origin> {
         Some(rest) => rest.split_once(']')?,
         None => ("", rest),
     };
-    let option = |key: &str| {
-        options
-            .split_whitespace()
-            .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
-    };
+    let option = |key: &str| options.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
     let mut words = rest.split_whitespace().map(str::to_owned);
     Some(Origin {
         uris: vec![words.next()?],
@@ -251,11 +202,8 @@ fn parse_line(line: &str) -> Option<Origin> {
 
 /// The form of paragraphs (deb822(5)).
 fn parse_deb822(text: &str) -> Vec<Origin> {
-    let text: String = text
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(|line| format!("{}\n", line.trim_end()))
-        .collect();
+    let text: String =
+        text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{}\n", line.trim_end())).collect();
     text.split("\n\n").filter_map(parse_paragraph).collect()
 }
 
@@ -269,22 +217,10 @@ fn parse_paragraph(text: &str) -> Option<Origin> {
             fields.push((key.to_ascii_lowercase(), value.trim().to_owned()));
         }
     }
-    let value = |key: &str| {
-        fields
-            .iter()
-            .find(|(name, _)| name == key)
-            .map(|(_, value)| value.as_str())
-            .unwrap_or_default()
-    };
-    let words = |key: &str| {
-        value(key)
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
-    if !words("types").iter().any(|kind| kind == "deb")
-        || value("enabled").eq_ignore_ascii_case("no")
-    {
+    let value =
+        |key: &str| fields.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str()).unwrap_or_default();
+    let words = |key: &str| value(key).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    if !words("types").iter().any(|kind| kind == "deb") || value("enabled").eq_ignore_ascii_case("no") {
         return None;
     }
     Some(Origin {
@@ -309,16 +245,9 @@ fn translate(origins: &[Origin], suite: &str, components: &[String]) -> Vec<Orig
     let origin = |origin: &Origin| {
         let mut suites: Vec<String> = origin.suites.iter().filter_map(translated).collect();
         suites.dedup();
-        let components: Vec<String> = components
-            .iter()
-            .filter(|part| origin.components.contains(part))
-            .cloned()
-            .collect();
-        (!suites.is_empty() && !components.is_empty()).then(|| Origin {
-            suites,
-            components,
-            ..origin.clone()
-        })
+        let components: Vec<String> =
+            components.iter().filter(|part| origin.components.contains(part)).cloned().collect();
+        (!suites.is_empty() && !components.is_empty()).then(|| Origin { suites, components, ..origin.clone() })
     };
     let mut chosen: Vec<Origin> = Vec::new();
     for origin in origins.iter().filter_map(origin) {
@@ -352,17 +281,10 @@ fn render(origins: &[Origin]) -> String {
 pub fn check(recipe: &Recipe<'_>) -> Result<()> {
     let plain = |word: &str| {
         !word.is_empty()
-            && word
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "+-.:".contains(c))
+            && word.chars().all(|c| c.is_ascii_alphanumeric() || "+-.:".contains(c))
             && !word.starts_with('-')
     };
-    let words = recipe
-        .components
-        .iter()
-        .chain(recipe.packages)
-        .map(String::as_str)
-        .chain([recipe.suite]);
+    let words = recipe.components.iter().chain(recipe.packages).map(String::as_str).chain([recipe.suite]);
     match words.into_iter().find(|word| !plain(word)) {
         Some(word) => bail!("'{word}' is no name of a suite, component or package"),
         None => Ok(()),
@@ -403,55 +325,29 @@ mod tests {
         let chosen = translate(&parse_lines(text), "bookworm", &main_only());
         assert_eq!(chosen.len(), 2);
         assert_eq!(chosen[0].signed_by, "/k.gpg");
-        assert_eq!(
-            (&chosen[1].uris[0][..], &chosen[1].suites[0][..]),
-            (MAIN, "bookworm")
-        );
+        assert_eq!((&chosen[1].uris[0][..], &chosen[1].suites[0][..]), (MAIN, "bookworm"));
     }
 
     #[test]
     fn a_mirror_that_is_no_uri_is_refused() {
-        let recipe = |mirror| Recipe {
-            suite: "trixie",
-            components: &[],
-            packages: &[],
-            mirror: Some(mirror),
-        };
+        let recipe = |mirror| Recipe { suite: "trixie", components: &[], packages: &[], mirror: Some(mirror) };
         assert!(sources_for(&recipe("mirror.example")).is_err());
         assert!(sources_for(&recipe("https://a b")).is_err());
-        assert!(
-            sources_for(&recipe(MAIN))
-                .unwrap()
-                .contains("Suites: trixie trixie-updates")
-        );
+        assert!(sources_for(&recipe(MAIN)).unwrap().contains("Suites: trixie trixie-updates"));
     }
 
     #[test]
     fn options_in_names_are_refused() {
         let packages = ["--hook".to_owned()];
-        assert!(
-            check(&Recipe {
-                suite: "trixie",
-                components: &[],
-                packages: &packages,
-                mirror: None
-            })
-            .is_err()
-        );
+        assert!(check(&Recipe { suite: "trixie", components: &[], packages: &packages, mirror: None }).is_err());
     }
 
     #[test]
     fn a_full_disk_is_told_from_a_bad_mirror() {
         let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
-        let full = failed(
-            "trixie",
-            &lines("dpkg: error: No space left on device\nE: apt-get failed"),
-        );
+        let full = failed("trixie", &lines("dpkg: error: No space left on device\nE: apt-get failed"));
         assert_eq!(crate::failure::exit_of(&full), Exit::NoSpace);
-        let key = failed(
-            "trixie",
-            &lines("W: GPG error: NO_PUBKEY 1\nE: apt-get update failed"),
-        );
+        let key = failed("trixie", &lines("W: GPG error: NO_PUBKEY 1\nE: apt-get update failed"));
         assert!(crate::failure::hint_of(&key).unwrap().contains("keyring"));
     }
 }

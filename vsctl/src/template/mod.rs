@@ -103,9 +103,7 @@ impl Template {
 impl Templates {
     /// The templates below the state directory (`/var/lib/vsos`).
     pub fn below(state: &Path) -> Self {
-        Self {
-            directory: state.join("templates"),
-        }
+        Self { directory: state.join("templates") }
     }
 
     /// All that are ready, by name. One that cannot be read is left out; [`Templates::open`] says why.
@@ -117,8 +115,7 @@ impl Templates {
                 return Err(error).with_context(|| format!("list {}", self.directory.display()));
             }
         };
-        let names =
-            entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<Name>().ok());
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<Name>().ok());
         let mut templates: Vec<Template> = names.filter_map(|name| self.open(&name).ok()).collect();
         templates.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(templates)
@@ -138,20 +135,11 @@ impl Templates {
             }
         };
         let bad = |file: &str| format!("{} cannot be used", directory.join(file).display());
-        let definition =
-            Definition::parse(&read("template.toml")?).with_context(|| bad("template.toml"))?;
+        let definition = Definition::parse(&read("template.toml")?).with_context(|| bad("template.toml"))?;
         let record = toml::from_str(&read("record.toml")?).map_err(|error| {
-            Failure::new(
-                Exit::BadConfiguration,
-                format!("{}: {}", bad("record.toml"), error.message()),
-            )
+            Failure::new(Exit::BadConfiguration, format!("{}: {}", bad("record.toml"), error.message()))
         })?;
-        Ok(Template {
-            name: name.clone(),
-            definition,
-            record,
-            directory,
-        })
+        Ok(Template { name: name.clone(), definition, record, directory })
     }
 
     fn missing(&self, name: &Name) -> anyhow::Error {
@@ -159,9 +147,7 @@ impl Templates {
             Ok(_) => format!("make it: `vsctl template build {name}`"),
             Err(_) => "`vsctl template list` shows those that there are".to_owned(),
         };
-        Failure::new(Exit::NoTemplate, format!("there is no template '{name}'"))
-            .hint(hint)
-            .into()
+        Failure::new(Exit::NoTemplate, format!("there is no template '{name}'")).hint(hint).into()
     }
 
     /// The template `name`, kept from being removed: for the time in which a server of it is made, until the server's
@@ -173,15 +159,9 @@ impl Templates {
             return Err(self.missing(name));
         };
         // It may have been removed, and the lock be one on a file that is gone.
-        let held = lock
-            .file()
-            .metadata()
-            .with_context(|| format!("stat {}", path.display()))?;
+        let held = lock.file().metadata().with_context(|| format!("stat {}", path.display()))?;
         match fs::metadata(&path) {
-            Ok(meta) if (meta.dev(), meta.ino()) == (held.dev(), held.ino()) => Ok(Held {
-                template,
-                _lock: lock,
-            }),
+            Ok(meta) if (meta.dev(), meta.ino()) == (held.dev(), held.ino()) => Ok(Held { template, _lock: lock }),
             _ => Err(self.missing(name)),
         }
     }
@@ -191,12 +171,7 @@ impl Templates {
     /// # Errors
     /// [`Exit::Exists`] when there is one of the name, [`Exit::NoTemplate`] when none of the name is shipped,
     /// [`Exit::Unsupported`] when a program is missing, [`Exit::NoSpace`]. Nothing is left behind.
-    pub fn build(
-        &self,
-        name: &Name,
-        options: &BuildOptions,
-        progress: &mut dyn Progress,
-    ) -> Result<Template> {
+    pub fn build(&self, name: &Name, options: &BuildOptions, progress: &mut dyn Progress) -> Result<Template> {
         let (definition, text) = Definition::shipped(name.as_str())?;
         let mut stage = Stage::begin(&self.directory, name, progress)?;
         let origin = match &definition.source {
@@ -204,17 +179,8 @@ impl Templates {
                 stage.progress().phase("linking the words of busybox", None);
                 busybox::fill(&stage.root(), Path::new(BUSYBOX))?
             }
-            Source::Mmdebstrap {
-                suite,
-                components,
-                packages,
-            } => {
-                let recipe = mmdebstrap::Recipe {
-                    suite,
-                    components,
-                    packages,
-                    mirror: options.mirror.as_deref(),
-                };
+            Source::Mmdebstrap { suite, components, packages } => {
+                let recipe = mmdebstrap::Recipe { suite, components, packages, mirror: options.mirror.as_deref() };
                 mmdebstrap::check(&recipe)?;
                 let (root, lock) = (stage.root(), stage.lock_file()?);
                 mmdebstrap::fill(&root, &recipe, &lock, stage.progress())?
@@ -229,23 +195,14 @@ impl Templates {
     ///
     /// # Errors
     /// [`Exit::BadParameter`] when the archive cannot be used, [`Exit::Exists`], [`Exit::NoSpace`]. Nothing is left behind.
-    pub fn import(
-        &self,
-        name: &Name,
-        archive: &Path,
-        progress: &mut dyn Progress,
-    ) -> Result<Template> {
+    pub fn import(&self, name: &Name, archive: &Path, progress: &mut dyn Progress) -> Result<Template> {
         let mut stage = Stage::begin(&self.directory, name, progress)?;
         let (root, sandbox) = (stage.root(), stage.scratch("sandbox")?);
         for warning in unpack::unpack(archive, &root, &sandbox, stage.progress())? {
             stage.progress().warn(&warning);
         }
         import::lift(&root, &stage.scratch("lifted")?)?;
-        let file = archive
-            .file_name()
-            .unwrap_or(archive.as_os_str())
-            .to_string_lossy()
-            .into_owned();
+        let file = archive.file_name().unwrap_or(archive.as_os_str()).to_string_lossy().into_owned();
         let definition = import::describe(&Root::directory(&root)?, &file)?;
         let text = toml::to_string(&definition).context("write template.toml")?;
         stage.finish(&definition, &text, format!("import of {file}"))?;
@@ -260,30 +217,18 @@ impl Templates {
         let template = self.open(name)?;
         let _lock = stage::lock(&self.directory, &mut progress::Silent)?;
         let Some(_held) = Flock::try_exclusive(&template.directory.join("record.toml"))? else {
-            return Err(Failure::new(
-                Exit::Locked,
-                format!("a server is just being made of template '{name}'"),
-            )
-            .into());
+            return Err(Failure::new(Exit::Locked, format!("a server is just being made of template '{name}'")).into());
         };
         let users = users()?;
         if !users.is_empty() {
             let shown: Vec<&str> = users.iter().take(5).map(Name::as_str).collect();
-            let more = users
-                .len()
-                .checked_sub(6)
-                .map(|more| format!(" and {} more", more + 1))
-                .unwrap_or_default();
-            return Err(Failure::new(
-                Exit::Locked,
-                format!("template '{name}' is used by {}{more}", shown.join(", ")),
-            )
-            .hint("destroy these servers first")
-            .into());
+            let more = users.len().checked_sub(6).map(|more| format!(" and {} more", more + 1)).unwrap_or_default();
+            return Err(Failure::new(Exit::Locked, format!("template '{name}' is used by {}{more}", shown.join(", ")))
+                .hint("destroy these servers first")
+                .into());
         }
         let gone = self.directory.join(format!(".gone-{name}"));
-        fs::rename(&template.directory, &gone)
-            .with_context(|| format!("rename {}", template.directory.display()))?;
+        fs::rename(&template.directory, &gone).with_context(|| format!("rename {}", template.directory.display()))?;
         fs::remove_dir_all(&gone).with_context(|| format!("remove {}", gone.display()))
     }
 }
@@ -304,8 +249,7 @@ trait During<T> {
 
 impl<T> During<T> for rustix::io::Result<T> {
     fn during(self, what: impl Display) -> Result<T> {
-        self.map_err(io::Error::from)
-            .with_context(|| what.to_string())
+        self.map_err(io::Error::from).with_context(|| what.to_string())
     }
 }
 

@@ -27,8 +27,7 @@ pub fn hash(password: &str) -> Result<String> {
 
 fn with_salt(password: &str, salt: &[u8; SALT_BYTES]) -> Result<String> {
     let hash = ShaCrypt::SHA512.hash_password_with_salt(password.as_bytes(), salt);
-    hash.map(|hash| hash.to_string())
-        .map_err(|error| anyhow!("hash the password: {error}"))
+    hash.map(|hash| hash.to_string()).map_err(|error| anyhow!("hash the password: {error}"))
 }
 
 #[cfg(test)]

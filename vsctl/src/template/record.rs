@@ -57,12 +57,7 @@ pub struct Survey {
 
 impl Record {
     /// The record of a root that is ready.
-    pub fn of(
-        survey: Survey,
-        origin: String,
-        distribution: Distribution,
-        warnings: Vec<String>,
-    ) -> Self {
+    pub fn of(survey: Survey, origin: String, distribution: Distribution, warnings: Vec<String>) -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
             version: VERSION,
@@ -90,11 +85,7 @@ pub fn survey(root: &Path) -> Result<Survey> {
         hash.update(line(root, path, meta)?);
         Ok(())
     })?;
-    survey.digest = hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    survey.digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(survey)
 }
 
@@ -115,31 +106,17 @@ fn line(root: &Path, path: &Path, meta: &fs::Metadata) -> Result<Vec<u8>> {
     let mut line = path.as_os_str().as_bytes().to_vec();
     line.extend(format!("\0{:o} {}:{} ", meta.mode(), meta.uid(), meta.gid()).bytes());
     if meta.is_symlink() {
-        let target = fs::read_link(root.join(path))
-            .with_context(|| format!("read link {}", path.display()))?;
+        let target = fs::read_link(root.join(path)).with_context(|| format!("read link {}", path.display()))?;
         line.extend(target.as_os_str().as_bytes());
     } else if !meta.is_dir() {
-        line.extend(
-            format!(
-                "{} {} {}.{}",
-                meta.rdev(),
-                meta.size(),
-                meta.mtime(),
-                meta.mtime_nsec()
-            )
-            .bytes(),
-        );
+        line.extend(format!("{} {} {}.{}", meta.rdev(), meta.size(), meta.mtime(), meta.mtime_nsec()).bytes());
     }
     line.push(b'\n');
     Ok(line)
 }
 
 /// Calls `visit` for everything below `root`, sorted, a directory before what is in it.
-fn walk(
-    root: &Path,
-    below: &Path,
-    visit: &mut impl FnMut(&Path, &fs::Metadata) -> Result<()>,
-) -> Result<()> {
+fn walk(root: &Path, below: &Path, visit: &mut impl FnMut(&Path, &fs::Metadata) -> Result<()>) -> Result<()> {
     let directory = root.join(below);
     let context = || format!("list {}", directory.display());
     let mut names = Vec::new();
@@ -150,8 +127,7 @@ fn walk(
     for name in names {
         let path = below.join(&name);
         let full = root.join(&path);
-        let meta =
-            fs::symlink_metadata(&full).with_context(|| format!("stat {}", full.display()))?;
+        let meta = fs::symlink_metadata(&full).with_context(|| format!("stat {}", full.display()))?;
         visit(&path, &meta)?;
         if meta.is_dir() {
             walk(root, &path, visit)?;
@@ -203,9 +179,6 @@ mod tests {
         let before = survey(root.path()).unwrap();
         fs::hard_link(root.path().join("big"), root.path().join("same")).unwrap();
         let after = survey(root.path()).unwrap();
-        assert_eq!(
-            (after.entries, after.size_bytes),
-            (before.entries + 1, before.size_bytes)
-        );
+        assert_eq!((after.entries, after.size_bytes), (before.entries + 1, before.size_bytes));
     }
 }

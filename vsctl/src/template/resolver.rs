@@ -17,10 +17,7 @@ pub struct Resolver {
 impl Resolver {
     /// What this host uses now. Behind systemd-resolved's stub it is what that one asks.
     pub fn of_host() -> Result<Self> {
-        Self::at(
-            Path::new("/etc/resolv.conf"),
-            Path::new("/run/systemd/resolve/resolv.conf"),
-        )
+        Self::at(Path::new("/etc/resolv.conf"), Path::new("/run/systemd/resolve/resolv.conf"))
     }
 
     fn at(own: &Path, upstream: &Path) -> Result<Self> {
@@ -29,10 +26,7 @@ impl Resolver {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
         };
-        Ok(Self::choose(
-            &read(own)?.unwrap_or_default(),
-            read(upstream)?.as_deref(),
-        ))
+        Ok(Self::choose(&read(own)?.unwrap_or_default(), read(upstream)?.as_deref()))
     }
 
     /// Takes the host's file, and of `upstream` the servers when the host's own are all local to it.
@@ -41,28 +35,22 @@ impl Resolver {
         if servers.is_empty() {
             servers = upstream.map(reachable).unwrap_or_default();
         }
-        let others = own.lines().map(str::trim).filter(|line| {
-            matches!(
-                line.split_whitespace().next(),
-                Some("search" | "domain" | "options")
-            )
-        });
+        let others = own
+            .lines()
+            .map(str::trim)
+            .filter(|line| matches!(line.split_whitespace().next(), Some("search" | "domain" | "options")));
         let warning = servers.is_empty().then(|| {
             let named: Vec<&str> = nameservers(own).collect();
             match named.is_empty() {
                 true => "the host's /etc/resolv.conf names no name server: names do not resolve in servers".to_owned(),
-                false => format!("the host's name server ({}) answers the host alone: names do not resolve in servers", named.join(", ")),
+                false => format!(
+                    "the host's name server ({}) answers the host alone: names do not resolve in servers",
+                    named.join(", ")
+                ),
             }
         });
-        let lines = servers
-            .iter()
-            .map(|server| format!("nameserver {server}\n"));
-        Self {
-            text: lines
-                .chain(others.map(|line| format!("{line}\n")))
-                .collect(),
-            warning,
-        }
+        let lines = servers.iter().map(|server| format!("nameserver {server}\n"));
+        Self { text: lines.chain(others.map(|line| format!("{line}\n"))).collect(), warning }
     }
 }
 
@@ -79,9 +67,7 @@ fn reachable(text: &str) -> Vec<IpAddr> {
     addresses
         .filter(|address| match address {
             IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_unspecified() && !v4.is_link_local(),
-            IpAddr::V6(v6) => {
-                !v6.is_loopback() && !v6.is_unspecified() && (v6.segments()[0] & 0xffc0) != 0xfe80
-            }
+            IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unspecified() && (v6.segments()[0] & 0xffc0) != 0xfe80,
         })
         .collect()
 }
@@ -92,26 +78,18 @@ mod tests {
 
     #[test]
     fn the_hosts_own_servers_are_taken() {
-        let host = "# by hand\nnameserver 192.0.2.1\nnameserver 2001:db8::1\nsearch example.org\noptions edns0\nsortlist 1\n";
+        let host =
+            "# by hand\nnameserver 192.0.2.1\nnameserver 2001:db8::1\nsearch example.org\noptions edns0\nsortlist 1\n";
         let resolver = Resolver::choose(host, None);
-        assert_eq!(
-            resolver.text,
-            "nameserver 192.0.2.1\nnameserver 2001:db8::1\nsearch example.org\noptions edns0\n"
-        );
+        assert_eq!(resolver.text, "nameserver 192.0.2.1\nnameserver 2001:db8::1\nsearch example.org\noptions edns0\n");
         assert_eq!(resolver.warning, None);
     }
 
     #[test]
     fn a_local_stub_is_replaced_by_what_it_asks() {
         let stub = "nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch lan\n";
-        let resolver = Resolver::choose(
-            stub,
-            Some("nameserver 192.0.2.7\nnameserver fe80::1%eth0\nsearch lan\n"),
-        );
-        assert_eq!(
-            resolver.text,
-            "nameserver 192.0.2.7\noptions edns0 trust-ad\nsearch lan\n"
-        );
+        let resolver = Resolver::choose(stub, Some("nameserver 192.0.2.7\nnameserver fe80::1%eth0\nsearch lan\n"));
+        assert_eq!(resolver.text, "nameserver 192.0.2.7\noptions edns0 trust-ad\nsearch lan\n");
         assert_eq!(resolver.warning, None);
     }
 

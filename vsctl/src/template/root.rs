@@ -59,39 +59,23 @@ impl Found {
     }
 
     fn access(&self) -> Access {
-        Access {
-            mode: self.stat.st_mode & 0o7777,
-            uid: self.stat.st_uid,
-            gid: self.stat.st_gid,
-        }
+        Access { mode: self.stat.st_mode & 0o7777, uid: self.stat.st_uid, gid: self.stat.st_gid }
     }
 }
 
 impl Root {
     /// A root that is one directory.
     pub fn directory(path: &Path) -> Result<Self> {
-        Ok(Self {
-            layers: vec![open_directory(path)?],
-        })
+        Ok(Self { layers: vec![open_directory(path)?] })
     }
 
     /// The layer `upper` over the template `lower`. An empty `upper` gets the mode and owner of `lower`: it is `/`.
     pub fn overlay(upper: &Path, lower: &Path) -> Result<Self> {
-        let root = Self {
-            layers: vec![open_directory(upper)?, open_directory(lower)?],
-        };
-        if Dir::read_from(&root.layers[0])
-            .during(format!("list {}", upper.display()))?
-            .all(is_dot)
-        {
+        let root = Self { layers: vec![open_directory(upper)?, open_directory(lower)?] };
+        if Dir::read_from(&root.layers[0]).during(format!("list {}", upper.display()))?.all(is_dot) {
             let lower = rustix::fs::fstat(&root.layers[1]).during("stat the template's root")?;
-            let access = Access {
-                mode: lower.st_mode & 0o7777,
-                uid: lower.st_uid,
-                gid: lower.st_gid,
-            };
-            grant(&root.layers[0], access)
-                .with_context(|| format!("set owner and mode of {}", upper.display()))?;
+            let access = Access { mode: lower.st_mode & 0o7777, uid: lower.st_uid, gid: lower.st_gid };
+            grant(&root.layers[0], access).with_context(|| format!("set owner and mode of {}", upper.display()))?;
         }
         Ok(root)
     }
@@ -130,9 +114,7 @@ impl Root {
 
     /// [`Root::read`] as text; bytes that are not UTF-8 are replaced.
     pub fn text(&self, path: &str) -> Result<Option<String>> {
-        Ok(self
-            .read(path)?
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+        Ok(self.read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
     /// Mode and owner of what is at `path`, links followed.
@@ -173,27 +155,18 @@ impl Root {
     /// Makes `edits` in the writable layer, in order. What is already as it should be is not touched, so that a
     /// second time changes nothing.
     pub fn apply(&self, edits: &[Edit]) -> Result<()> {
-        edits.iter().try_for_each(|edit| {
-            self.apply_one(edit)
-                .with_context(|| format!("cannot {edit}"))
-        })
+        edits.iter().try_for_each(|edit| self.apply_one(edit).with_context(|| format!("cannot {edit}")))
     }
 
     fn apply_one(&self, edit: &Edit) -> Result<()> {
         // A link at the path itself is replaced, never followed.
-        let Some(place) = self.resolve(&edit.path, false)? else {
-            bail!("a file is where a directory should be")
-        };
-        let Some((name, parent)) = place.split_last() else {
-            bail!("the root itself cannot be edited")
-        };
+        let Some(place) = self.resolve(&edit.path, false)? else { bail!("a file is where a directory should be") };
+        let Some((name, parent)) = place.split_last() else { bail!("the root itself cannot be edited") };
         let found = self.find(&place)?;
         if self.is_as_wanted(found.as_ref(), &edit.change)? {
             return Ok(());
         }
-        let is_directory = found
-            .as_ref()
-            .is_some_and(|found| found.kind() == FileType::Directory);
+        let is_directory = found.as_ref().is_some_and(|found| found.kind() == FileType::Directory);
         if is_directory && !matches!(edit.change, Change::Directory(_)) {
             bail!("a directory is there");
         }
@@ -223,9 +196,7 @@ impl Root {
             (Some(found), Change::Directory(access)) => {
                 found.kind() == FileType::Directory && found.access() == *access
             }
-            (Some(found), Change::Link { target }) => {
-                found.kind() == FileType::Symlink && read_link(found)? == *target
-            }
+            (Some(found), Change::Link { target }) => found.kind() == FileType::Symlink && read_link(found)? == *target,
             (Some(found), Change::File { content, access }) => {
                 found.kind() == FileType::RegularFile
                     && found.access() == *access
@@ -246,14 +217,8 @@ impl Root {
             Err(errno) => return Err(errno).during("remove"),
         }
         if below {
-            rustix::fs::mknodat(
-                &directory,
-                name,
-                FileType::CharacterDevice,
-                Mode::empty(),
-                0,
-            )
-            .during("make a white-out")?;
+            rustix::fs::mknodat(&directory, name, FileType::CharacterDevice, Mode::empty(), 0)
+                .during("make a white-out")?;
         }
         Ok(())
     }
@@ -261,20 +226,16 @@ impl Root {
     /// Opens a directory of the writable layer; what is missing of the way there is made, like the lower one where
     /// there is one.
     fn directory_for_writing(&self, place: &[String]) -> Result<OwnedFd> {
-        let mut directory =
-            open_in(&self.layers[0], &[], OFlags::RDONLY | OFlags::DIRECTORY).during("open /")?;
+        let mut directory = open_in(&self.layers[0], &[], OFlags::RDONLY | OFlags::DIRECTORY).during("open /")?;
         for depth in 1..=place.len() {
             let path = &place[..depth];
             let name = path[depth - 1].as_str();
-            directory = match open_in(
-                &directory,
-                std::slice::from_ref(&path[depth - 1]),
-                OFlags::RDONLY | OFlags::DIRECTORY,
-            ) {
-                Ok(existing) => existing,
-                Err(Errno::NOENT | Errno::NOTDIR) => self.make_directory(&directory, path)?,
-                Err(errno) => return Err(errno).during(format!("open directory {name}")),
-            };
+            directory =
+                match open_in(&directory, std::slice::from_ref(&path[depth - 1]), OFlags::RDONLY | OFlags::DIRECTORY) {
+                    Ok(existing) => existing,
+                    Err(Errno::NOENT | Errno::NOTDIR) => self.make_directory(&directory, path)?,
+                    Err(errno) => return Err(errno).during(format!("open directory {name}")),
+                };
         }
         Ok(directory)
     }
@@ -283,22 +244,13 @@ impl Root {
         let name = place.last().map(String::as_str).unwrap_or_default();
         let visible = self.find(place)?;
         let hidden = visible.is_none() && remove_white_out(parent, name)?;
-        rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o700))
-            .during(format!("make directory {name}"))?;
-        let made = open_in(
-            parent,
-            &[name.to_owned()],
-            OFlags::RDONLY | OFlags::DIRECTORY,
-        )
-        .during(format!("open directory {name}"))?;
+        rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o700)).during(format!("make directory {name}"))?;
+        let made = open_in(parent, &[name.to_owned()], OFlags::RDONLY | OFlags::DIRECTORY)
+            .during(format!("open directory {name}"))?;
         match visible {
             Some(lower) => {
-                let from = open_in(
-                    &self.layers[lower.layer],
-                    place,
-                    OFlags::RDONLY | OFlags::DIRECTORY,
-                )
-                .during(format!("open the template's {name}"))?;
+                let from = open_in(&self.layers[lower.layer], place, OFlags::RDONLY | OFlags::DIRECTORY)
+                    .during(format!("open the template's {name}"))?;
                 copy_attributes(&from, &made)?;
                 grant(&made, lower.access())?;
             }
@@ -306,8 +258,7 @@ impl Root {
         }
         if hidden {
             // What the guest removed must not come back through the new directory.
-            rustix::fs::fsetxattr(&made, OPAQUE[0], b"y", XattrFlags::empty())
-                .during("mark the directory opaque")?;
+            rustix::fs::fsetxattr(&made, OPAQUE[0], b"y", XattrFlags::empty()).during("mark the directory opaque")?;
         }
         Ok(made)
     }
@@ -316,21 +267,15 @@ impl Root {
         let Some(place) = self.resolve(path, true)? else {
             return Ok(None);
         };
-        let found = self
-            .find(&place)?
-            .filter(|found| found.kind() == FileType::RegularFile);
+        let found = self.find(&place)?.filter(|found| found.kind() == FileType::RegularFile);
         Ok(found.map(|found| (place, found)))
     }
 
     fn content(&self, path: &str, found: &Found) -> Result<Vec<u8>> {
         // The found descriptor is O_PATH; its own link in /proc opens the very inode that was checked.
-        let opened = File::open(format!("/proc/self/fd/{}", raw(&found.fd)))
-            .with_context(|| format!("open {path}"))?;
+        let opened = File::open(format!("/proc/self/fd/{}", raw(&found.fd))).with_context(|| format!("open {path}"))?;
         let mut bytes = Vec::new();
-        opened
-            .take(MOST_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .with_context(|| format!("read {path}"))?;
+        opened.take(MOST_BYTES + 1).read_to_end(&mut bytes).with_context(|| format!("read {path}"))?;
         if bytes.len() as u64 > MOST_BYTES {
             bail!("{path} is larger than {MOST_BYTES} bytes");
         }
@@ -387,8 +332,7 @@ impl Root {
         for (layer, root) in self.layers.iter().enumerate().skip(first) {
             match open_in(root, place, OFlags::PATH | OFlags::NOFOLLOW) {
                 Ok(fd) => {
-                    let stat =
-                        rustix::fs::fstat(&fd).during(format!("stat /{}", place.join("/")))?;
+                    let stat = rustix::fs::fstat(&fd).during(format!("stat /{}", place.join("/")))?;
                     let found = Found { layer, fd, stat };
                     return Ok((!is_white_out(&found.stat)).then_some(found));
                 }
@@ -410,8 +354,7 @@ fn hides_lower(layer: &OwnedFd, place: &[String]) -> Result<bool> {
             Ok(fd) => fd,
             Err(_) => return Ok(false),
         };
-        if FileType::from_raw_mode(rustix::fs::fstat(&fd).during("stat")?.st_mode)
-            != FileType::Directory
+        if FileType::from_raw_mode(rustix::fs::fstat(&fd).during("stat")?.st_mode) != FileType::Directory
             || is_opaque(layer, &place[..depth])
         {
             return Ok(true);
@@ -450,8 +393,7 @@ fn remove_white_out(parent: &OwnedFd, name: &str) -> Result<bool> {
 fn write_over(directory: &OwnedFd, name: &str, content: &[u8], access: Access) -> Result<()> {
     let temporary = temporary_name();
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(directory, &temporary, flags, Mode::from_raw_mode(0o600))
-        .during("create")?;
+    let fd = rustix::fs::openat(directory, &temporary, flags, Mode::from_raw_mode(0o600)).during("create")?;
     let written = (|| {
         let mut file = File::from(fd);
         file.write_all(content).context("write")?;
@@ -479,11 +421,7 @@ fn link_over(directory: &OwnedFd, name: &str, target: &str) -> Result<()> {
 fn temporary_name() -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    format!(
-        ".vsos-new-{}-{}",
-        std::process::id(),
-        COUNT.fetch_add(1, Ordering::Relaxed)
-    )
+    format!(".vsos-new-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Owner first: a change of owner clears setuid and setgid.
@@ -509,27 +447,19 @@ fn copy_attributes(from: &OwnedFd, to: &OwnedFd) -> Result<()> {
         Err(Errno::NOTSUP) => return Ok(()),
         Err(errno) => return Err(errno).during("list attributes"),
     };
-    for name in names[..length]
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
-    {
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         if name.starts_with(b"user.overlay.") || name.starts_with(b"trusted.overlay.") {
             continue;
         }
         let mut value = vec![0u8; 64 << 10];
-        let length =
-            rustix::fs::fgetxattr(from, name, &mut value[..]).during("read an attribute")?;
-        rustix::fs::fsetxattr(to, name, &value[..length], XattrFlags::empty())
-            .during("write an attribute")?;
+        let length = rustix::fs::fgetxattr(from, name, &mut value[..]).during("read an attribute")?;
+        rustix::fs::fsetxattr(to, name, &value[..length], XattrFlags::empty()).during("write an attribute")?;
     }
     Ok(())
 }
 
 fn names_of(path: &str) -> VecDeque<String> {
-    path.split('/')
-        .filter(|name| !name.is_empty() && *name != ".")
-        .map(str::to_owned)
-        .collect()
+    path.split('/').filter(|name| !name.is_empty() && *name != ".").map(str::to_owned).collect()
 }
 
 fn is_dot(entry: rustix::io::Result<rustix::fs::DirEntry>) -> bool {
@@ -538,27 +468,17 @@ fn is_dot(entry: rustix::io::Result<rustix::fs::DirEntry>) -> bool {
 
 fn read_link(found: &Found) -> Result<String> {
     let target = rustix::fs::readlinkat(&found.fd, "", Vec::new()).during("read a link")?;
-    target
-        .into_string()
-        .map_err(|_| anyhow::anyhow!("a link's target is no text"))
+    target.into_string().map_err(|_| anyhow::anyhow!("a link's target is no text"))
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd> {
-    rustix::fs::open(
-        path,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .during(format!("open directory {}", path.display()))
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .during(format!("open directory {}", path.display()))
 }
 
 /// Opens `place` below `root` and follows nothing. An empty `place` is the root itself.
 fn open_in(root: &OwnedFd, place: &[String], flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let path = if place.is_empty() {
-        ".".to_owned()
-    } else {
-        place.join("/")
-    };
+    let path = if place.is_empty() { ".".to_owned() } else { place.join("/") };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }

@@ -68,14 +68,10 @@ fn sweep(templates: &Path) -> Result<()> {
     for entry in fs::read_dir(templates).with_context(|| format!("list {}", templates.display()))? {
         let entry = entry.with_context(|| format!("list {}", templates.display()))?;
         let name = entry.file_name();
-        if UNFINISHED
-            .iter()
-            .any(|prefix| name.to_string_lossy().starts_with(prefix))
-        {
+        if UNFINISHED.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
             let path = entry.path();
-            fs::remove_dir_all(&path).with_context(|| {
-                format!("remove what an interrupted build left, {}", path.display())
-            })?;
+            fs::remove_dir_all(&path)
+                .with_context(|| format!("remove what an interrupted build left, {}", path.display()))?;
         }
     }
     Ok(())
@@ -86,35 +82,20 @@ impl<'a> Stage<'a> {
     pub fn begin(templates: &Path, name: &Name, progress: &'a mut dyn Progress) -> Result<Self> {
         if !templates.is_dir() {
             let state = templates.parent().unwrap_or(Path::new("/"));
-            fs::create_dir_all(state)
-                .with_context(|| format!("make directory {}", state.display()))?;
+            fs::create_dir_all(state).with_context(|| format!("make directory {}", state.display()))?;
             make_directory(templates, 0o700)?;
         }
         let lock = lock(templates, progress)?;
         if templates.join(name.as_str()).symlink_metadata().is_ok() {
-            return Err(Failure::new(
-                Exit::Exists,
-                format!("there is a template '{name}' already"),
-            )
-            .hint(format!(
-                "`vsctl template remove {name}` makes room for a new one"
-            ))
-            .into());
+            return Err(Failure::new(Exit::Exists, format!("there is a template '{name}' already"))
+                .hint(format!("`vsctl template remove {name}` makes room for a new one"))
+                .into());
         }
         let directory = templates.join(format!(".new-{name}"));
-        let progress = Collected {
-            to: progress,
-            warnings: Vec::new(),
-        };
+        let progress = Collected { to: progress, warnings: Vec::new() };
         make_directory(&directory, 0o700)?;
-        let stage = Self {
-            name: name.clone(),
-            templates: templates.to_owned(),
-            directory,
-            progress,
-            lock,
-            finished: false,
-        };
+        let stage =
+            Self { name: name.clone(), templates: templates.to_owned(), directory, progress, lock, finished: false };
         make_directory(&stage.root(), 0o755)?;
         Ok(stage)
     }
@@ -138,10 +119,7 @@ impl<'a> Stage<'a> {
 
     /// Another descriptor of the lock, for a child to keep.
     pub fn lock_file(&self) -> Result<File> {
-        self.lock
-            .file()
-            .try_clone()
-            .context("copy the build lock's descriptor")
+        self.lock.file().try_clone().context("copy the build lock's descriptor")
     }
 
     /// Adapts the root, describes it, and makes it the template.
@@ -155,15 +133,12 @@ impl<'a> Stage<'a> {
         let survey = record::survey(&path)?;
         if survey.foreign_owners > 0 {
             let count = survey.foreign_owners;
-            self.progress.warn(&format!("{count} files belong to ids above 65535, which no server has: they will belong to nobody"));
+            self.progress.warn(&format!(
+                "{count} files belong to ids above 65535, which no server has: they will belong to nobody"
+            ));
         }
         let distribution = Distribution::detect(&root)?;
-        let record = Record::of(
-            survey,
-            origin,
-            distribution,
-            std::mem::take(&mut self.progress.warnings),
-        );
+        let record = Record::of(survey, origin, distribution, std::mem::take(&mut self.progress.warnings));
         kernel::file::write_atomic(&self.directory.join("template.toml"), text.as_bytes())?;
         let record = toml::to_string(&record).context("write record.toml")?;
         kernel::file::write_atomic(&self.directory.join("record.toml"), record.as_bytes())?;
@@ -178,22 +153,12 @@ impl<'a> Stage<'a> {
             fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
         }
         // Those of /dev are in every tarball and hidden in every server: no news.
-        let strange: Vec<String> = devices
-            .iter()
-            .filter(|path| !path.starts_with("dev"))
-            .map(|path| format!("/{}", path.display()))
-            .collect();
+        let strange: Vec<String> =
+            devices.iter().filter(|path| !path.starts_with("dev")).map(|path| format!("/{}", path.display())).collect();
         if !strange.is_empty() {
-            let shown = strange
-                .iter()
-                .take(5)
-                .map(|path| path.escape_debug().to_string())
-                .collect::<Vec<_>>()
-                .join(", ");
-            self.progress.warn(&format!(
-                "{} device nodes or sockets were left out: {shown}",
-                strange.len()
-            ));
+            let shown =
+                strange.iter().take(5).map(|path| path.escape_debug().to_string()).collect::<Vec<_>>().join(", ");
+            self.progress.warn(&format!("{} device nodes or sockets were left out: {shown}", strange.len()));
         }
         Ok(())
     }
@@ -203,23 +168,18 @@ impl<'a> Stage<'a> {
         self.progress.phase("writing to disk", None);
         for entry in fs::read_dir(&self.directory).context("list the new template")? {
             let path = entry.context("list the new template")?.path();
-            let keep =
-                ["root", "template.toml", "record.toml"].map(|name| self.directory.join(name));
+            let keep = ["root", "template.toml", "record.toml"].map(|name| self.directory.join(name));
             if !keep.contains(&path) {
                 fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
             }
         }
         let directory = File::open(&self.directory).context("open the new template")?;
-        rustix::fs::syncfs(&directory)
-            .during(format!("write {} to disk", self.directory.display()))?;
+        rustix::fs::syncfs(&directory).during(format!("write {} to disk", self.directory.display()))?;
         let target = self.templates.join(self.name.as_str());
-        fs::rename(&self.directory, &target)
-            .with_context(|| format!("rename to {}", target.display()))?;
+        fs::rename(&self.directory, &target).with_context(|| format!("rename to {}", target.display()))?;
         self.finished = true;
         let templates = File::open(&self.templates).context("open the templates' directory")?;
-        templates
-            .sync_all()
-            .with_context(|| format!("sync {}", self.templates.display()))
+        templates.sync_all().with_context(|| format!("sync {}", self.templates.display()))
     }
 }
 

@@ -60,30 +60,15 @@ struct Outcome {
 
 /// Unpacks `archive` into the empty directory `root`; `sandbox` is another empty directory beside it, to mount on.
 /// Returns warnings. What a failure leaves in `root` is the caller's to remove.
-pub fn unpack(
-    archive: &Path,
-    root: &Path,
-    sandbox: &Path,
-    progress: &mut dyn Progress,
-) -> Result<Vec<String>> {
+pub fn unpack(archive: &Path, root: &Path, sandbox: &Path, progress: &mut dyn Progress) -> Result<Vec<String>> {
     let mut file = File::open(archive).with_context(|| format!("open {}", archive.display()))?;
-    let meta = file
-        .metadata()
-        .with_context(|| format!("stat {}", archive.display()))?;
+    let meta = file.metadata().with_context(|| format!("stat {}", archive.display()))?;
     if !meta.is_file() {
-        return Err(Failure::new(
-            Exit::BadParameter,
-            format!("{} is no regular file", archive.display()),
-        )
-        .into());
+        return Err(Failure::new(Exit::BadParameter, format!("{} is no regular file", archive.display())).into());
     }
     let mut head = Vec::new();
-    (&mut file)
-        .take(16)
-        .read_to_end(&mut head)
-        .with_context(|| format!("read {}", archive.display()))?;
-    file.rewind()
-        .with_context(|| format!("rewind {}", archive.display()))?;
+    (&mut file).take(16).read_to_end(&mut head).with_context(|| format!("read {}", archive.display()))?;
+    file.rewind().with_context(|| format!("rewind {}", archive.display()))?;
     let packing = packing(&head);
     check_programs(packing)?;
     progress.phase("unpacking", Some(meta.len()));
@@ -106,17 +91,11 @@ fn check_programs(packing: Packing) -> Result<()> {
         Packing::By(program) => Some(program),
     };
     for program in [Some("tar"), packer].into_iter().flatten() {
-        if !["/usr/bin", "/bin"]
-            .iter()
-            .any(|directory| Path::new(directory).join(program).is_file())
-        {
+        if !["/usr/bin", "/bin"].iter().any(|directory| Path::new(directory).join(program).is_file()) {
             let package = if program == "xz" { "xz-utils" } else { program };
-            return Err(Failure::new(
-                Exit::Unsupported,
-                format!("the program {program} is not installed"),
-            )
-            .hint(format!("install the package {package}"))
-            .into());
+            return Err(Failure::new(Exit::Unsupported, format!("the program {program} is not installed"))
+                .hint(format!("install the package {package}"))
+                .into());
         }
     }
     Ok(())
@@ -135,9 +114,7 @@ fn run(
     let mut position = file.try_clone().context("copy the archive's descriptor")?;
     let mut unpacker = match packing {
         Packing::None => None,
-        Packing::By(program) => Some(spawn(
-            Command::new(program).arg("-dc").stdin(file.try_clone()?),
-        )?),
+        Packing::By(program) => Some(spawn(Command::new(program).arg("-dc").stdin(file.try_clone()?))?),
     };
     let mut outcome = Outcome::default();
     let listeners = (listen(&mut tar), unpacker.as_mut().map(listen));
@@ -162,12 +139,7 @@ fn run(
     Ok(outcome)
 }
 
-fn pump(
-    from: &mut dyn Read,
-    into: &mut dyn Write,
-    outcome: &mut Outcome,
-    step: &mut dyn FnMut(),
-) -> Result<()> {
+fn pump(from: &mut dyn Read, into: &mut dyn Write, outcome: &mut Outcome, step: &mut dyn FnMut()) -> Result<()> {
     let mut buffer = vec![0u8; 256 << 10];
     let mut tail: VecDeque<u8> = VecDeque::with_capacity(2 * END_BYTES);
     loop {
@@ -199,32 +171,17 @@ fn judge(outcome: &Outcome, archive: &Path) -> Result<Vec<String>> {
     let name = archive.display();
     let both = format!("{}\n{}", outcome.tar_said, outcome.unpacker_said);
     if both.contains("No space left on device") || both.contains("Disk quota exceeded") {
-        return Err(Failure::new(
-            Exit::NoSpace,
-            format!("the disk is full while unpacking {name}"),
-        )
-        .into());
+        return Err(Failure::new(Exit::NoSpace, format!("the disk is full while unpacking {name}")).into());
     }
     let bad = |message: String, hint: &str| -> Result<Vec<String>> {
-        Err(Failure::new(Exit::BadParameter, message)
-            .hint(hint.to_owned())
-            .into())
+        Err(Failure::new(Exit::BadParameter, message).hint(hint.to_owned()).into())
     };
     let whole = "get the file again, and compare its checksum";
     // An unpacker that lost its reader was killed by that, and is not to blame.
     if !outcome.tar_left && outcome.unpacker.is_some_and(|status| !status.success()) {
-        return bad(
-            format!(
-                "{name} is cut short or damaged: {}",
-                first_line(&outcome.unpacker_said)
-            ),
-            whole,
-        );
+        return bad(format!("{name} is cut short or damaged: {}", first_line(&outcome.unpacker_said)), whole);
     }
-    if outcome
-        .tar_said
-        .contains("does not look like a tar archive")
-    {
+    if outcome.tar_said.contains("does not look like a tar archive") {
         return bad(
             format!("{name} is no tar archive"),
             "give a tarball of a whole root, packed by gzip, xz, zstd, bzip2 or not at all",
@@ -235,60 +192,31 @@ fn judge(outcome: &Outcome, archive: &Path) -> Result<Vec<String>> {
     }
     if outcome.tar_said.contains("contains '..'") {
         return bad(
-            format!(
-                "{name} holds a name that leads out of it: {}",
-                first_line(&outcome.tar_said)
-            ),
+            format!("{name} holds a name that leads out of it: {}", first_line(&outcome.tar_said)),
             "a root's tarball has no '..' in its names",
         );
     }
     if !outcome.tar.is_some_and(|status| status.success()) {
-        return bad(
-            format!(
-                "tar cannot unpack {name}: {}",
-                first_line(&outcome.tar_said)
-            ),
-            "try `tar -tvf` on it",
-        );
+        return bad(format!("tar cannot unpack {name}: {}", first_line(&outcome.tar_said)), "try `tar -tvf` on it");
     }
     Ok(warnings(&outcome.tar_said))
 }
 
 fn warnings(said: &str) -> Vec<String> {
-    let lines = said
-        .lines()
-        .map(|line| line.trim_start_matches("tar: "))
-        .filter(|line| !line.is_empty());
-    lines
-        .take(10)
-        .map(|line| line.chars().filter(|c| !c.is_control()).collect())
-        .collect()
+    let lines = said.lines().map(|line| line.trim_start_matches("tar: ")).filter(|line| !line.is_empty());
+    lines.take(10).map(|line| line.chars().filter(|c| !c.is_control()).collect()).collect()
 }
 
 fn first_line(said: &str) -> String {
-    warnings(said)
-        .into_iter()
-        .next()
-        .unwrap_or_else(|| "it gave no reason".into())
+    warnings(said).into_iter().next().unwrap_or_else(|| "it gave no reason".into())
 }
 
 fn spawn_tar() -> Result<Child> {
     let mut tar = Command::new("tar");
-    tar.args([
-        "--extract",
-        "--file=-",
-        "--directory=/out",
-        "--numeric-owner",
-        "--same-owner",
-        "--same-permissions",
-    ]);
+    tar.args(["--extract", "--file=-", "--directory=/out", "--numeric-owner", "--same-owner", "--same-permissions"]);
     tar.args(["--delay-directory-restore", "--acls", "--xattrs"]);
     // File capabilities and users' own attributes; not what the overlay file system would take for its own.
-    tar.args([
-        "--xattrs-include=user.*",
-        "--xattrs-include=security.capability",
-        "--xattrs-exclude=user.overlay.*",
-    ]);
+    tar.args(["--xattrs-include=user.*", "--xattrs-include=security.capability", "--xattrs-exclude=user.overlay.*"]);
     tar.arg("--warning=no-timestamp").stdin(Stdio::piped());
     let mut child = spawn(&mut tar)?;
     // Without -v tar prints nothing there.
@@ -298,15 +226,8 @@ fn spawn_tar() -> Result<Child> {
 
 fn spawn(command: &mut Command) -> Result<Child> {
     let program = command.get_program().to_string_lossy().into_owned();
-    command
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .env("LC_ALL", "C");
-    command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("run {program}"))
+    command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(|| format!("run {program}"))
 }
 
 /// Collects a child's messages while it runs, the first of them: a pipe that nobody empties would stop it.
@@ -328,39 +249,23 @@ fn listen(child: &mut Child) -> std::thread::JoinHandle<String> {
 fn enter(root: &Path, sandbox: &Path) -> Result<()> {
     kernel::namespace::unshare(Kinds::MOUNT | Kinds::NET | Kinds::IPC)?;
     // Before the first mount, or it would appear on the host as well.
-    rustix::mount::mount_change(
-        "/",
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-    )
-    .during("make mounts private")?;
-    rustix::mount::mount(
-        "tmpfs",
-        sandbox,
-        "tmpfs",
-        MountFlags::NOSUID | MountFlags::NODEV,
-        c"mode=0755,size=1m",
-    )
-    .during("mount a tmpfs")?;
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .during("make mounts private")?;
+    rustix::mount::mount("tmpfs", sandbox, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"mode=0755,size=1m")
+        .during("mount a tmpfs")?;
     for name in ["usr", "bin", "lib", "lib64"] {
         let host = Path::new("/").join(name);
         let inside = sandbox.join(name);
         match std::fs::read_link(&host) {
-            Ok(target) => std::os::unix::fs::symlink(target, &inside)
-                .with_context(|| format!("link {name}"))?,
-            Err(_) if host.is_dir() => bind(
-                &host,
-                &inside,
-                MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV,
-            )?,
+            Ok(target) => std::os::unix::fs::symlink(target, &inside).with_context(|| format!("link {name}"))?,
+            Err(_) if host.is_dir() => {
+                bind(&host, &inside, MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV)?
+            }
             Err(_) => {}
         }
     }
     // Device nodes of the archive do nothing here, and are removed afterwards.
-    bind(
-        root,
-        &sandbox.join("out"),
-        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
-    )?;
+    bind(root, &sandbox.join("out"), MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC)?;
     rustix::mount::mount_remount(
         sandbox,
         MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::BIND,
@@ -375,8 +280,7 @@ fn enter(root: &Path, sandbox: &Path) -> Result<()> {
 fn bind(from: &Path, to: &Path, flags: MountFlags) -> Result<()> {
     std::fs::create_dir(to).with_context(|| format!("make directory {}", to.display()))?;
     rustix::mount::mount_bind(from, to).during(format!("bind {}", from.display()))?;
-    rustix::mount::mount_remount(to, flags | MountFlags::BIND, c"")
-        .during(format!("restrict {}", to.display()))
+    rustix::mount::mount_remount(to, flags | MountFlags::BIND, c"").during(format!("restrict {}", to.display()))
 }
 
 /// What is left to programs started from here by root: the bounding set is the thread's own (capabilities(7)).

@@ -1,0 +1,41 @@
+//! `vsctl destroy`
+
+use anyhow::Result;
+
+use super::output;
+use crate::lifecycle::create;
+use crate::name::Name;
+use crate::site::Site;
+use crate::store;
+
+/// Destroy servers with all their files.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The servers.
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<Name>,
+    /// Also those that run.
+    #[arg(long)]
+    force: bool,
+    /// Print what would be taken back and change nothing.
+    #[arg(long)]
+    plan: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When a server cannot be destroyed.
+pub fn run(args: Args, site: &Site) -> Result<i32> {
+    super::for_each(&args.names, |name| {
+        if args.plan {
+            let mut steps = create::plan_destroy(site, &store::load(site, name)?)?;
+            steps.reverse();
+            return output::plan(&steps, args.json);
+        }
+        create::destroy(site, name, args.force)
+    })
+}

@@ -1,0 +1,262 @@
+//! Create and destroy: between nothing and a defined server.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+
+use super::execute;
+use super::facilities::Facilities;
+use super::files::FilesStep;
+use super::journal::{Journal, Lasting};
+use super::state;
+use super::step::Step;
+use super::stop;
+use super::world::World;
+use crate::failure::{Exit, Failure};
+use crate::name::Name;
+use crate::network::{self, Networks};
+use crate::site::Site;
+use crate::spec::{NetworkMode, Spec, VolumeKind};
+use crate::store::{self, Record, Server};
+use crate::template::Template;
+use crate::template::personalise::Identity;
+use crate::volume;
+
+/// What a new server is made from.
+#[derive(Debug)]
+pub struct Creation {
+    /// What its owner wants.
+    pub spec: Spec,
+    /// The text of its `server.toml`.
+    pub spec_text: String,
+    /// Its template.
+    pub template: Template,
+    /// What goes into its root beside name and identity: passwords, keys, name servers.
+    pub identity: Identity,
+}
+
+/// Plans a creation: chooses number and addresses that are free now.
+///
+/// # Errors
+/// When the name or an address is taken, or no number is left.
+pub fn plan(site: &Site, name: &Name, creation: &Creation) -> Result<(Record, Vec<Step>)> {
+    check_name(site, name)?;
+    let networks = Networks::of(site)?;
+    let id = free_id(site)?;
+    let addresses = addresses(site, &networks, id, &creation.spec)?;
+    let mut identity = creation.identity.clone();
+    let uuid = store::new_uuid();
+    identity.hostname = Some(creation.spec.hostname_or(name));
+    identity.machine_id = Some(uuid.clone());
+    let record = Record {
+        version: 1,
+        id,
+        uuid,
+        created_s: store::now_s(),
+        template_digest: creation.template.record.digest.clone(),
+        addresses,
+    };
+    let mut steps = plan_files(site, name, &record, &creation.spec)?;
+    let personalise = FilesStep::Personalise {
+        lower: (creation.spec.volume == VolumeKind::Overlay).then(|| creation.template.root()),
+        writable: volume::writable(site, name, creation.spec.volume),
+        family: creation.template.definition.family.clone(),
+        identity: Some(Box::new(identity)),
+    };
+    steps.push(personalise);
+    steps.push(FilesStep::WriteFile { path: store::spec_file(site, name), text: creation.spec_text.clone() });
+    // Last: a server exists when its record does.
+    let text = toml::to_string(&record).context("write the record as TOML")?;
+    steps.push(FilesStep::WriteFile { path: store::record_file(site, name), text });
+    Ok((record, steps.into_iter().map(Step::Files).collect()))
+}
+
+/// The steps before the root's content: what a server has, and what destroying it gives back.
+fn plan_files(site: &Site, name: &Name, record: &Record, spec: &Spec) -> Result<Vec<FilesStep>> {
+    let mut steps = vec![
+        FilesStep::MakeDirectory { path: site.server(name), mode: 0o700 },
+        FilesStep::Reserve { path: id_file(site, record.id), owner: name.to_string() },
+    ];
+    steps.extend(
+        record
+            .addresses
+            .iter()
+            .map(|address| FilesStep::Reserve { path: network::reservation(site, *address), owner: name.to_string() }),
+    );
+    steps.extend(volume::plan(site, name, &spec.template, spec.volume));
+    Ok(steps)
+}
+
+fn check_name(site: &Site, name: &Name) -> Result<()> {
+    let record = store::record_file(site, name);
+    if record.exists() {
+        return Err(Failure::new(Exit::Exists, format!("there is a server '{name}' already"))
+            .hint("choose another name")
+            .into());
+    }
+    if site.server(name).exists() {
+        return Err(Failure::new(Exit::Exists, format!("{} is left from something", site.server(name).display()))
+            .hint("`vsctl doctor --fix` removes what an interrupted command left")
+            .into());
+    }
+    Ok(())
+}
+
+fn id_file(site: &Site, id: u32) -> PathBuf {
+    site.state().join("ids").join(id.to_string())
+}
+
+/// The lowest number that nobody has.
+fn free_id(site: &Site) -> Result<u32> {
+    let directory = site.state().join("ids");
+    let mut taken: Vec<u32> = match fs::read_dir(&directory) {
+        Ok(found) => found.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect(),
+        Err(_) => Vec::new(),
+    };
+    taken.sort_unstable();
+    let free = (1..).zip(taken.iter().chain(&[u32::MAX])).find(|(id, taken)| id != *taken).map_or(1, |(id, _)| id);
+    if free > site.settings.max_servers {
+        return Err(Failure::new(Exit::Failed, format!("all {} servers' ids are taken", site.settings.max_servers))
+            .hint("raise max_servers in vsos.toml")
+            .into());
+    }
+    Ok(free)
+}
+
+/// The addresses of a new server: the asked ones, or those of its number that nobody has.
+fn addresses(site: &Site, networks: &Networks, id: u32, spec: &Spec) -> Result<Vec<IpNet>> {
+    if spec.net == NetworkMode::None {
+        return Ok(Vec::new());
+    }
+    for address in &spec.ip {
+        networks.check(*address)?;
+        if let Some(owner) = network::owner(site, *address) {
+            let message = format!("ip: {} is taken by '{owner}'", address.addr());
+            return Err(Failure::new(Exit::BadParameter, message).hint("leave --ip out to get a free one").into());
+        }
+    }
+    if !spec.ip.is_empty() {
+        return Ok(spec.ip.clone());
+    }
+    // The number's own addresses; those of later numbers where somebody asked for ours by name.
+    let free = |all: Vec<IpNet>| all.into_iter().all(|address| network::owner(site, address).is_none());
+    let number = (id..id + site.settings.max_servers).find(|number| free(networks.defaults_of(*number)));
+    Ok(networks.defaults_of(number.unwrap_or(id)))
+}
+
+/// Creates a server.
+///
+/// # Errors
+/// What refused; nothing is left then.
+pub fn create(site: &Site, name: &Name, creation: &Creation) -> Result<Server> {
+    let _lock = store::lock(site, name)?;
+    for directory in ["servers", "ids", "addresses", "journal"] {
+        let path = site.state().join(directory);
+        fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+    }
+    let mut journal = Journal::open(&journal_file(site, name), Lasting::Disk)?;
+    // Left by one that was killed; a record means that it had come to its end.
+    recover(site, name, &mut journal)?;
+    let allocation = kernel::lock::Flock::exclusive(&site.state().join("ids/.lock"))?;
+    let planned = plan(site, name, creation);
+    let (record, steps) = match planned {
+        Ok(planned) => planned,
+        Err(error) => {
+            journal.remove()?;
+            return Err(error);
+        }
+    };
+    // Numbers and addresses are chosen and reserved under one short lock; the volume is made without it.
+    let is_volume =
+        |step: &Step| matches!(step, Step::Files(FilesStep::MakeDirectory { path, .. }) if path.ends_with("volume"));
+    let reserved = steps.iter().take_while(|step| !is_volume(step)).count();
+    let mut world = World::new(site);
+    let (first, rest) = steps.split_at(reserved);
+    let outcome = execute::run("create", 1, first, &mut world, &mut journal);
+    drop(allocation);
+    let outcome = outcome.and_then(|()| execute::run("create", 1 + reserved, rest, &mut world, &mut journal));
+    // What stands now is to last; what failed has been taken back, or stays in the journal for the doctor.
+    if outcome.is_ok() || journal.standing().is_empty() {
+        journal.remove()?;
+    }
+    outcome.with_context(|| format!("cannot create '{name}'"))?;
+    Ok(Server { name: name.clone(), spec: creation.spec.clone(), record })
+}
+
+fn journal_file(site: &Site, name: &Name) -> PathBuf {
+    site.state().join("journal").join(name.as_str())
+}
+
+/// Ends what an interrupted create or destroy left: a complete creation stays, everything else goes.
+fn recover(site: &Site, name: &Name, journal: &mut Journal) -> Result<()> {
+    let complete = |step: &Step| matches!(step, Step::Files(FilesStep::WriteFile { path, .. }) if *path == store::record_file(site, name));
+    if journal.standing().is_empty() {
+        return Ok(());
+    }
+    if journal.standing().last().is_some_and(complete) && store::load(site, name).is_ok() {
+        return Ok(());
+    }
+    execute::take_back("recover", &mut World::new(site), journal)
+        .with_context(|| format!("cannot take back what an interrupted command left of '{name}'"))
+}
+
+/// Recovers the servers that an interrupted create or destroy left, and tells which.
+///
+/// # Errors
+/// What could not be taken back.
+pub fn recover_all(site: &Site, fix: bool) -> Result<Vec<Name>> {
+    let mut found = Vec::new();
+    for name in store::entries(&site.state().join("journal"))? {
+        let path = journal_file(site, &name);
+        found.push(name.clone());
+        if fix {
+            let _lock = store::lock(site, &name)?;
+            let mut journal = Journal::open(&path, Lasting::Disk)?;
+            recover(site, &name, &mut journal)?;
+            journal.remove()?;
+        }
+    }
+    Ok(found)
+}
+
+/// The steps that destroying `server` takes back, last one first.
+///
+/// # Errors
+/// When a path cannot be planned.
+pub fn plan_destroy(site: &Site, server: &Server) -> Result<Vec<Step>> {
+    let mut steps = plan_files(site, &server.name, &server.record, &server.spec)?;
+    steps.push(FilesStep::WriteFile { path: store::spec_file(site, &server.name), text: String::new() });
+    steps.push(FilesStep::WriteFile { path: store::record_file(site, &server.name), text: String::new() });
+    Ok(steps.into_iter().map(Step::Files).collect())
+}
+
+/// Destroys a server: everything that creating it had made.
+///
+/// # Errors
+/// Exit 32 when it runs and `force` is not given; what could not be removed.
+pub fn destroy(site: &Site, name: &Name, force: bool) -> Result<()> {
+    let _lock = store::lock(site, name)?;
+    let server = store::load(site, name)?;
+    if state::of(site, name).is_up() {
+        if !force {
+            return Err(Failure::new(Exit::AlreadyRunning, format!("'{name}' is running"))
+                .hint("stop it first, or use --force")
+                .into());
+        }
+        stop::stop_locked(site, name, &stop::Manner::kill())?;
+    }
+    let mut journal = Journal::open(&journal_file(site, name), Lasting::Disk)?;
+    if journal.standing().is_empty() {
+        journal.begin(&plan_destroy(site, &server)?)?;
+    }
+    execute::take_back("destroy", &mut World::new(site), &mut journal)
+        .with_context(|| format!("cannot destroy '{name}'"))?;
+    journal.remove()?;
+    // The last one turns off the light.
+    if store::names(site)?.is_empty() {
+        Facilities(site).remove()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,21 @@
+//! From a spec to a running server and back.
+//!
+//! Data flows one way: spec → plan (steps) → execute (journal) → record. A failed start, a stop and the recovery after
+//! `kill -9` are the same undo.
+
+pub mod boot;
+pub mod create;
+pub mod execute;
+pub mod facilities;
+pub mod files;
+pub mod group;
+pub mod journal;
+pub mod network;
+pub mod process;
+pub mod stage;
+pub mod start;
+pub mod state;
+pub mod step;
+pub mod stop;
+pub mod view;
+pub mod world;

@@ -1,0 +1,151 @@
+//! Steps that connect a server: its link, what may come out of it, and its addresses inside.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use net::firewall::Binding;
+use net::{Mac, Netlink, Veth};
+use serde::{Deserialize, Serialize};
+
+use super::step::Step;
+use super::world::World;
+use crate::network::{Networks, mac};
+use crate::site::Site;
+use crate::spec::NetworkMode;
+use crate::store::Server;
+
+/// The name of a server's own interface.
+pub const GUEST_LINK: &str = "eth0";
+
+/// A change to the host's or the server's network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkStep {
+    /// A pair of links: ours on the bridge, the other one in the server.
+    CreateLink {
+        /// The host's end.
+        link: String,
+        /// The bridge it is put on.
+        bridge: String,
+        /// The server's end.
+        guest_mac: String,
+    },
+    /// What may come out of the link: its own addresses only.
+    BindPort {
+        /// The nft tables.
+        table: String,
+        /// The host's end.
+        link: String,
+        /// The server's MAC address.
+        guest_mac: String,
+        /// The server's addresses.
+        addresses: Vec<IpNet>,
+    },
+    /// Loopback, addresses and routes inside. Goes with the namespace.
+    Configure {
+        /// Addresses of eth0; none when the server has only loopback.
+        addresses: Vec<IpNet>,
+        /// Default gateways.
+        gateways: Vec<IpAddr>,
+    },
+}
+
+/// The steps that connect `server`.
+pub fn plan(site: &Site, networks: &Networks, server: &Server) -> Vec<Step> {
+    let addresses = server.addresses().to_vec();
+    let gateways = addresses.iter().filter_map(|address| networks.gateway_for(*address)).collect();
+    let configure = Step::Network(NetworkStep::Configure { addresses: addresses.clone(), gateways });
+    if server.spec.net == NetworkMode::None {
+        return vec![configure];
+    }
+    let link = site.link(server.record.id);
+    let guest_mac = mac(site, Some(server.record.id)).to_string();
+    let create = NetworkStep::CreateLink { link: link.clone(), bridge: site.bridge(), guest_mac: guest_mac.clone() };
+    let bind = NetworkStep::BindPort { table: site.table(), link, guest_mac, addresses };
+    // Bound before the link can carry anything that its addresses would let out.
+    vec![Step::Network(create), Step::Network(bind), configure]
+}
+
+impl NetworkStep {
+    /// Makes the change.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn apply(&self, world: &mut World) -> Result<()> {
+        match self {
+            Self::CreateLink { link, bridge, guest_mac } => {
+                let stage = world.stage()?;
+                let namespace = stage.network_namespace()?;
+                let guest_mac: Mac = guest_mac.parse().context("the guest's MAC address")?;
+                Ok(world.netlink()?.create_veth(&Veth {
+                    name: link,
+                    mac: None,
+                    mtu: None,
+                    bridge: Some(bridge),
+                    peer_name: GUEST_LINK,
+                    peer_mac: Some(guest_mac),
+                    peer_namespace: namespace.as_fd(),
+                    up: true,
+                })?)
+            }
+            Self::BindPort { link, guest_mac, addresses, .. } => {
+                let binding = binding(link, guest_mac, addresses)?;
+                Ok(world.firewall()?.bind(&binding)?)
+            }
+            Self::Configure { addresses, gateways } => {
+                let namespace = world.stage()?.network_namespace()?;
+                configure(&Netlink::in_namespace(namespace.as_fd())?, addresses, gateways)
+            }
+        }
+    }
+
+    /// Takes the change back.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn undo(&self, world: &mut World) -> Result<()> {
+        match self {
+            Self::CreateLink { link, .. } => Ok(world.netlink()?.delete_link(link)?),
+            Self::BindPort { link, guest_mac, addresses, .. } => {
+                let binding = binding(link, guest_mac, addresses)?;
+                Ok(world.firewall()?.unbind(&binding)?)
+            }
+            Self::Configure { .. } => Ok(()),
+        }
+    }
+}
+
+fn binding(port: &str, mac: &str, addresses: &[IpNet]) -> Result<Binding> {
+    let mac = mac.parse().context("the guest's MAC address")?;
+    Ok(Binding { port: port.to_owned(), mac, addresses: addresses.iter().map(IpNet::addr).collect() })
+}
+
+fn configure(inside: &Netlink, addresses: &[IpNet], gateways: &[IpAddr]) -> Result<()> {
+    inside.set_up("lo")?;
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    for address in addresses {
+        inside.add_address(GUEST_LINK, *address)?;
+    }
+    inside.set_up(GUEST_LINK)?;
+    for gateway in gateways {
+        inside.add_default_route(*gateway, GUEST_LINK)?;
+    }
+    Ok(())
+}
+
+impl fmt::Display for NetworkStep {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |addresses: &[IpNet]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match self {
+            Self::CreateLink { link, bridge, .. } => write!(out, "create link {link} on {bridge}"),
+            Self::BindPort { link, addresses, .. } => write!(out, "bind {link} to {}", list(addresses)),
+            Self::Configure { addresses, .. } if addresses.is_empty() => write!(out, "configure lo inside"),
+            Self::Configure { addresses, .. } => write!(out, "configure {GUEST_LINK} inside: {}", list(addresses)),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What steps act upon: the site, kernel objects opened once, and the processes that a start has made so far.
+//!
+//! A world for taking back (stop, recovery) has no processes: undos find everything by name.
+
+use std::cell::OnceCell;
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow};
+use kernel::cgroup::{Group, Hierarchies};
+use net::Netlink;
+use net::firewall::{Firewall, Ruleset};
+
+use super::boot::BootPlan;
+use super::execute::Host;
+use super::stage::Stage;
+use super::step::Step;
+use crate::monitor::Running;
+use crate::network::Networks;
+use crate::site::Site;
+
+/// The host as one command sees it.
+#[derive(Debug)]
+pub struct World<'a> {
+    /// The installation.
+    pub site: &'a Site,
+    hierarchies: OnceCell<Hierarchies>,
+    netlink: OnceCell<Netlink>,
+    firewall: Option<Firewall>,
+    /// What to boot; present in a start only.
+    pub boot: Option<BootPlan>,
+    /// The process in the new namespaces, between its step and the boot.
+    pub stage: Option<Stage>,
+    /// The root as the host sees it.
+    pub root: Option<PathBuf>,
+    /// The server's init, once it runs.
+    pub running: Option<Running>,
+}
+
+impl<'a> World<'a> {
+    /// A world of which nothing has been opened yet.
+    pub fn new(site: &'a Site) -> Self {
+        Self {
+            site,
+            hierarchies: OnceCell::new(),
+            netlink: OnceCell::new(),
+            firewall: None,
+            boot: None,
+            stage: None,
+            root: None,
+            running: None,
+        }
+    }
+
+    /// The cgroup at `path` below the hierarchies' roots.
+    ///
+    /// # Errors
+    /// When the host's hierarchies cannot be read.
+    pub fn group(&self, path: &str) -> Result<Group> {
+        if self.hierarchies.get().is_none() {
+            let _ = self.hierarchies.set(Hierarchies::detect()?);
+        }
+        let hierarchies = self.hierarchies.get().ok_or_else(|| anyhow!("no cgroup hierarchies"))?;
+        Ok(Group::new(hierarchies, path))
+    }
+
+    /// The netlink socket of the host's network.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn netlink(&self) -> Result<&Netlink> {
+        if self.netlink.get().is_none() {
+            let _ = self.netlink.set(Netlink::open()?);
+        }
+        self.netlink.get().ok_or_else(|| anyhow!("no netlink socket"))
+    }
+
+    /// The site's firewall rules.
+    ///
+    /// # Errors
+    /// When the site's networks cannot be read.
+    pub fn ruleset(&self) -> Result<Ruleset> {
+        let networks = Networks::of(self.site)?;
+        Ok(Ruleset {
+            table: self.site.table(),
+            bridge: self.site.bridge(),
+            port_prefix: self.site.link_prefix(),
+            v4: Some(networks.ipv4),
+            v6: Some(networks.ipv6),
+        })
+    }
+
+    /// The site's nft tables. Kept open: closing after a removal waits for the kernel, and at the end nobody minds.
+    ///
+    /// # Errors
+    /// When the socket cannot be opened.
+    pub fn firewall(&mut self) -> Result<&mut Firewall> {
+        let opened = match self.firewall.take() {
+            Some(opened) => opened,
+            None => Firewall::open(self.site.table())?,
+        };
+        Ok(self.firewall.insert(opened))
+    }
+
+    /// The process in the new namespaces.
+    ///
+    /// # Errors
+    /// When there is none: the plan is out of order.
+    pub fn stage(&self) -> Result<&Stage> {
+        self.stage.as_ref().ok_or_else(|| anyhow!("the server's namespaces are not there yet"))
+    }
+}
+
+impl Host for World<'_> {
+    fn apply(&mut self, step: &Step) -> Result<()> {
+        step.apply(self)
+    }
+
+    fn undo(&mut self, step: &Step) -> Result<()> {
+        step.undo(self)
+    }
+}

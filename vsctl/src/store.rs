@@ -1,0 +1,183 @@
+//! What is written down about servers: their directories, records and locks.
+//!
+//! State is files, so that a crash leaves what `ls` can show. Knows no process and no kernel object.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use kernel::file::write_atomic;
+use kernel::lock::Flock;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Exit, Failure};
+use crate::name::Name;
+use crate::site::Site;
+use crate::spec::{NetworkMode, Spec};
+
+/// How long a command waits for another that works on the same server.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What was decided when the server was created; the user does not edit it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Version of this file's layout.
+    pub version: u32,
+    /// The server's number (≥ 1): its ids, link and MAC address derive from it.
+    pub id: u32,
+    /// Identity of the server for life, as `machine-id` wants it.
+    pub uuid: String,
+    /// Seconds since 1970.
+    pub created_s: u64,
+    /// Digest of the template that the volume was made from.
+    pub template_digest: String,
+    /// Addresses reserved for it.
+    pub addresses: Vec<IpNet>,
+}
+
+/// One defined server.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Server {
+    /// Its name.
+    pub name: Name,
+    /// What its owner wants.
+    pub spec: Spec,
+    /// What was decided at creation.
+    pub record: Record,
+}
+
+impl Server {
+    /// Its addresses: the spec's, else the reserved ones.
+    pub fn addresses(&self) -> &[IpNet] {
+        match self.spec.net {
+            NetworkMode::None => &[],
+            NetworkMode::Bridge if self.spec.ip.is_empty() => &self.record.addresses,
+            NetworkMode::Bridge => &self.spec.ip,
+        }
+    }
+}
+
+/// Path of the spec.
+pub fn spec_file(site: &Site, name: &Name) -> PathBuf {
+    site.server(name).join("server.toml")
+}
+
+/// Path of the record; a server exists when it does.
+pub fn record_file(site: &Site, name: &Name) -> PathBuf {
+    site.server(name).join("record.toml")
+}
+
+/// Loads one server.
+///
+/// # Errors
+/// Exit 44 when there is none, 14 when a file of it cannot be used.
+pub fn load(site: &Site, name: &Name) -> Result<Server> {
+    let Some(record) = read(&record_file(site, name))? else {
+        let failure = Failure::new(Exit::NoServer, format!("there is no server '{name}'"));
+        let begun = site.server(name).exists();
+        return Err(failure
+            .hint(if begun {
+                "its creation or removal was interrupted: `vsctl doctor --fix`".to_owned()
+            } else {
+                "`vsctl list -a` shows the servers".to_owned()
+            })
+            .into());
+    };
+    let file = record_file(site, name);
+    let record = toml::from_str(&record)
+        .map_err(|error| Failure::new(Exit::BadConfiguration, format!("{}: {}", file.display(), error.message())))?;
+    let file = spec_file(site, name);
+    let Some(text) = read(&file)? else {
+        return Err(Failure::new(Exit::NoServer, format!("{} is gone", file.display()))
+            .hint("write it again by hand (server.toml(5)), or destroy the server")
+            .into());
+    };
+    let spec = Spec::parse(&text, &file.display().to_string())?;
+    Ok(Server { name: name.clone(), spec, record })
+}
+
+fn read(path: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
+/// Names of all defined servers, sorted.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn names(site: &Site) -> Result<Vec<Name>> {
+    let mut names: Vec<Name> =
+        entries(&site.servers())?.into_iter().filter(|name| record_file(site, name).exists()).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// The names in `directory` that can be a server's; none when it does not exist.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn entries(directory: &Path) -> Result<Vec<Name>> {
+    let found = match fs::read_dir(directory) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", directory.display())),
+    };
+    let mut names = Vec::new();
+    for entry in found {
+        let entry = entry.with_context(|| format!("read {}", directory.display()))?;
+        names.extend(entry.file_name().to_str().and_then(|name| name.parse::<Name>().ok()));
+    }
+    Ok(names)
+}
+
+/// Writes the spec of a server.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn save_spec(site: &Site, name: &Name, text: &str) -> Result<()> {
+    Ok(write_atomic(&spec_file(site, name), text.as_bytes())?)
+}
+
+/// Takes the lock under which the server may be changed; waits for another command for a while.
+///
+/// # Errors
+/// Exit 9 when the other command takes too long.
+pub fn lock(site: &Site, name: &Name) -> Result<Flock> {
+    let directory = site.run().join("lock");
+    fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    let path = directory.join(name.as_str());
+    let started = Instant::now();
+    loop {
+        if let Some(lock) = Flock::try_exclusive(&path)? {
+            return Ok(lock);
+        }
+        if started.elapsed() > PATIENCE {
+            return Err(Failure::new(Exit::Locked, format!("another command works on '{name}'"))
+                .hint(format!("`fuser {}` shows which", path.display()))
+                .into());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A new random identity (RFC 9562, version 4, without dashes: the form of machine-id(5)).
+pub fn new_uuid() -> String {
+    let mut bytes = [0u8; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .expect("16 bytes come at once after boot");
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Seconds since 1970.
+pub fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
