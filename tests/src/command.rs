@@ -65,18 +65,13 @@ impl Invocation {
 
     /// Adds arguments.
     pub fn args<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, arguments: I) -> Self {
-        self.arguments.extend(
-            arguments
-                .into_iter()
-                .map(|argument| argument.as_ref().into()),
-        );
+        self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().into()));
         self
     }
 
     /// Sets a variable in the environment.
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.environment
-            .push((key.as_ref().into(), value.as_ref().into()));
+        self.environment.push((key.as_ref().into(), value.as_ref().into()));
         self
     }
 
@@ -106,15 +101,8 @@ impl Invocation {
     /// Starts it; dropped, it is killed with its process group.
     pub fn spawn(self) -> Result<Background> {
         let mut command = Command::new(&self.program);
-        command
-            .args(&self.arguments)
-            .envs(self.environment.iter().cloned())
-            .process_group(0);
-        command.stdin(if self.input.is_empty() {
-            Stdio::null()
-        } else {
-            Stdio::piped()
-        });
+        command.args(&self.arguments).envs(self.environment.iter().cloned()).process_group(0);
+        command.stdin(if self.input.is_empty() { Stdio::null() } else { Stdio::piped() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("run {self}"))?;
         if let Some(mut pipe) = child.stdin.take() {
@@ -124,26 +112,15 @@ impl Invocation {
         }
         let stdout = drain(child.stdout.take().context("no pipe for the output")?);
         let stderr = drain(child.stderr.take().context("no pipe for the errors")?);
-        Ok(Background {
-            command: self.to_string(),
-            child,
-            stdout,
-            stderr,
-            limit: self.limit,
-            started: Instant::now(),
-        })
+        Ok(Background { command: self.to_string(), child, stdout, stderr, limit: self.limit, started: Instant::now() })
     }
 }
 
 impl fmt::Display for Invocation {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let program = Path::new(&self.program)
-            .file_name()
-            .unwrap_or(&self.program);
+        let program = Path::new(&self.program).file_name().unwrap_or(&self.program);
         write!(out, "{}", program.to_string_lossy())?;
-        self.arguments
-            .iter()
-            .try_for_each(|argument| write!(out, " {}", argument.to_string_lossy().escape_debug()))
+        self.arguments.iter().try_for_each(|argument| write!(out, " {}", argument.to_string_lossy().escape_debug()))
     }
 }
 
@@ -171,12 +148,7 @@ impl Background {
             None => {
                 self.kill();
                 let output = self.collect(Duration::from_secs(1));
-                bail!(
-                    "{} hung for {} s and was killed\n{}",
-                    self.command,
-                    self.limit.as_secs(),
-                    output.shown()
-                );
+                bail!("{} hung for {} s and was killed\n{}", self.command, self.limit.as_secs(), output.shown());
             }
         };
         let took = self.started.elapsed();
@@ -187,16 +159,8 @@ impl Background {
             self.command,
             output.shown()
         );
-        let code = status
-            .code()
-            .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-        Ok(Finished {
-            command: self.command.clone(),
-            code,
-            stdout: output.stdout,
-            stderr: output.stderr,
-            took,
-        })
+        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+        Ok(Finished { command: self.command.clone(), code, stdout: output.stdout, stderr: output.stderr, took })
     }
 
     /// Whether it still runs.
@@ -214,11 +178,7 @@ impl Background {
     fn wait_until(&mut self, end: Instant) -> Result<Option<ExitStatus>> {
         let mut pause = Duration::from_micros(200);
         loop {
-            if let Some(status) = self
-                .child
-                .try_wait()
-                .with_context(|| format!("wait for {}", self.command))?
-            {
+            if let Some(status) = self.child.try_wait().with_context(|| format!("wait for {}", self.command))? {
                 return Ok(Some(status));
             }
             if Instant::now() >= end {
@@ -233,11 +193,7 @@ impl Background {
         let end = Instant::now() + grace;
         let (stdout, out_closed) = gather(&self.stdout, end);
         let (stderr, err_closed) = gather(&self.stderr, end);
-        Output {
-            stdout,
-            stderr,
-            closed: out_closed && err_closed,
-        }
+        Output { stdout, stderr, closed: out_closed && err_closed }
     }
 }
 
@@ -267,20 +223,11 @@ impl Finished {
     /// Itself, if it failed in any orderly way and its errors contain all of `words`.
     pub fn complains(self, words: &[&str]) -> Result<Self> {
         ensure!(self.code != 0, "wanted a failure\n{self}");
-        ensure!(
-            self.code < 101,
-            "wanted an orderly failure, not a panic or a signal\n{self}"
-        );
+        ensure!(self.code < 101, "wanted an orderly failure, not a panic or a signal\n{self}");
         let errors = self.errors().to_lowercase();
-        ensure!(
-            !errors.trim().is_empty(),
-            "it failed without a word\n{self}"
-        );
+        ensure!(!errors.trim().is_empty(), "it failed without a word\n{self}");
         for word in words {
-            ensure!(
-                errors.contains(&word.to_lowercase()),
-                "the error does not name {word:?}\n{self}"
-            );
+            ensure!(errors.contains(&word.to_lowercase()), "the error does not name {word:?}\n{self}");
         }
         Ok(self)
     }
@@ -297,8 +244,7 @@ impl Finished {
 
     /// The standard output as JSON.
     pub fn json(&self) -> Result<serde_json::Value> {
-        serde_json::from_slice(&self.stdout)
-            .with_context(|| format!("the output is not JSON\n{self}"))
+        serde_json::from_slice(&self.stdout).with_context(|| format!("the output is not JSON\n{self}"))
     }
 }
 
@@ -325,10 +271,7 @@ impl Output {
 fn shown(stdout: &[u8], stderr: &[u8]) -> String {
     let part = |name: &str, bytes: &[u8]| match String::from_utf8_lossy(bytes).trim_end() {
         "" => String::new(),
-        text => text
-            .lines()
-            .map(|line| format!("  {name} {line}\n"))
-            .collect(),
+        text => text.lines().map(|line| format!("  {name} {line}\n")).collect(),
     };
     part("out|", stdout) + &part("err|", stderr)
 }
@@ -361,21 +304,13 @@ fn gather(chunks: &Receiver<Chunk>, end: Instant) -> (Vec<u8>, bool) {
 }
 
 /// Calls `probe` until it yields something, for at most `limit`; then the error says what was waited for.
-pub fn eventually<T>(
-    what: &str,
-    limit: Duration,
-    mut probe: impl FnMut() -> Option<T>,
-) -> Result<T> {
+pub fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
     let end = Instant::now() + limit;
     loop {
         if let Some(value) = probe() {
             return Ok(value);
         }
-        ensure!(
-            Instant::now() < end,
-            "waited {} s in vain: {what}",
-            limit.as_secs()
-        );
+        ensure!(Instant::now() < end, "waited {} s in vain: {what}", limit.as_secs());
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -390,26 +325,14 @@ mod tests {
 
     #[test]
     fn output_and_status_are_kept_apart() {
-        let done = shell("cat; echo no >&2; exit 7")
-            .input("yes")
-            .run()
-            .unwrap();
-        assert_eq!(
-            (done.text().as_str(), done.errors().as_str(), done.code),
-            ("yes", "no\n", 7)
-        );
+        let done = shell("cat; echo no >&2; exit 7").input("yes").run().unwrap();
+        assert_eq!((done.text().as_str(), done.errors().as_str(), done.code), ("yes", "no\n", 7));
     }
 
     #[test]
     fn a_command_that_hangs_is_an_error_with_its_output() {
-        let error = shell("echo before; sleep 60")
-            .limit(Duration::from_millis(300))
-            .run()
-            .unwrap_err();
-        assert!(
-            error.to_string().contains("hung") && error.to_string().contains("before"),
-            "{error}"
-        );
+        let error = shell("echo before; sleep 60").limit(Duration::from_millis(300)).run().unwrap_err();
+        assert!(error.to_string().contains("hung") && error.to_string().contains("before"), "{error}");
     }
 
     #[test]
@@ -419,20 +342,8 @@ mod tests {
 
     #[test]
     fn a_failure_must_be_orderly_and_name_its_object() {
-        assert!(
-            shell("echo no such server web1 >&2; exit 44")
-                .run()
-                .unwrap()
-                .failure(44, &["WEB1"])
-                .is_ok()
-        );
+        assert!(shell("echo no such server web1 >&2; exit 44").run().unwrap().failure(44, &["WEB1"]).is_ok());
         assert!(shell("exit 44").run().unwrap().complains(&[]).is_err());
-        assert!(
-            shell("echo panicked >&2; exit 101")
-                .run()
-                .unwrap()
-                .complains(&[])
-                .is_err()
-        );
+        assert!(shell("echo panicked >&2; exit 101").run().unwrap().complains(&[]).is_err());
     }
 }

@@ -43,10 +43,7 @@ impl HostState {
     /// Lists the host.
     pub fn capture(scope: &Scope) -> Self {
         let kinds: [(&'static str, BTreeSet<String>); 8] = [
-            (
-                "mount",
-                mounts(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()),
-            ),
+            ("mount", mounts(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())),
             ("link", names_in("/sys/class/net")),
             ("cgroup", cgroups()),
             ("process", processes(scope)),
@@ -55,17 +52,8 @@ impl HostState {
             ("named network namespace", names_in("/run/netns")),
             ("directory", directories()),
         ];
-        let kept = kinds.map(|(kind, lines)| {
-            (
-                kind,
-                lines.into_iter().filter(|line| scope.includes(kind, line)),
-            )
-        });
-        Self(
-            kept.into_iter()
-                .map(|(kind, lines)| (kind, lines.collect()))
-                .collect(),
-        )
+        let kept = kinds.map(|(kind, lines)| (kind, lines.into_iter().filter(|line| scope.includes(kind, line))));
+        Self(kept.into_iter().map(|(kind, lines)| (kind, lines.collect())).collect())
     }
 
     /// Whether nothing was found.
@@ -99,14 +87,8 @@ impl HostState {
         let mut lines = Vec::new();
         for (kind, new) in &after.0 {
             let old = self.0.get(kind).unwrap_or(&none);
-            lines.extend(
-                new.difference(old)
-                    .map(|line| format!("left behind: {kind} {line}")),
-            );
-            lines.extend(
-                old.difference(new)
-                    .map(|line| format!("gone: {kind} {line}")),
-            );
+            lines.extend(new.difference(old).map(|line| format!("left behind: {kind} {line}")));
+            lines.extend(old.difference(new).map(|line| format!("gone: {kind} {line}")));
         }
         Difference(lines)
     }
@@ -135,8 +117,7 @@ impl Scope {
             Self::Site { .. } if kind == "bpf program" => false,
             Self::Site { root, suffix } => {
                 let global = ["vsos-", "vsos_", "vsbr", "vs"].map(|word| format!("{word}{suffix}"));
-                line.contains(&*root.to_string_lossy())
-                    || global.iter().any(|name| line.contains(name.as_str()))
+                line.contains(&*root.to_string_lossy()) || global.iter().any(|name| line.contains(name.as_str()))
             }
         }
     }
@@ -150,30 +131,17 @@ fn mounts(mountinfo: &str) -> BTreeSet<String> {
             continue;
         };
         let mut words = file_system.split(' ');
-        let (kind, source) = (
-            words.next().unwrap_or_default(),
-            words.next().unwrap_or_default(),
-        );
+        let (kind, source) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let point = mount.split(' ').nth(4).unwrap_or_default();
         *seen.entry(format!("{point} {kind} {source}")).or_default() += 1;
     }
     // Mounted over itself once more is a difference too.
-    seen.into_iter()
-        .map(|(line, times)| {
-            if times == 1 {
-                line
-            } else {
-                format!("{line} ({times} times)")
-            }
-        })
-        .collect()
+    seen.into_iter().map(|(line, times)| if times == 1 { line } else { format!("{line} ({times} times)") }).collect()
 }
 
 fn names_in(directory: &str) -> BTreeSet<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect()
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 /// Control groups of ours in any hierarchy, with those below them.
@@ -184,10 +152,7 @@ fn cgroups() -> BTreeSet<String> {
         let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
         for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
             let path = entry.path();
-            if path
-                .components()
-                .any(|part| part.as_os_str().as_bytes().starts_with(b"vsos"))
-            {
+            if path.components().any(|part| part.as_os_str().as_bytes().starts_with(b"vsos")) {
                 found.insert(path.display().to_string());
             }
             if depth < CGROUP_DEPTH_MAX {
@@ -200,32 +165,22 @@ fn cgroups() -> BTreeSet<String> {
 
 /// Processes that run one of our programs or live in one of our control groups.
 fn processes(scope: &Scope) -> BTreeSet<String> {
-    let pids = names_in("/proc")
-        .into_iter()
-        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+    let pids = names_in("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
     pids.filter_map(|pid| {
         let directory = Path::new("/proc").join(&pid);
-        let exe = fs::read_link(directory.join("exe"))
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let exe = fs::read_link(directory.join("exe")).unwrap_or_default().to_string_lossy().into_owned();
         let cgroup = fs::read_to_string(directory.join("cgroup")).unwrap_or_default();
         let command = fs::read(directory.join("cmdline")).unwrap_or_default();
         let ours = PROGRAMS.iter().any(|program| {
-            let name = exe
-                .trim_end_matches(" (deleted)")
-                .rsplit('/')
-                .next()
-                .unwrap_or_default();
+            let name = exe.trim_end_matches(" (deleted)").rsplit('/').next().unwrap_or_default();
             name == *program || name == format!("memfd:{program}")
         });
         let ours = match scope {
             Scope::Host => ours || cgroup.contains("/vsos"),
             Scope::Site { root, suffix } => {
                 let environment = fs::read(directory.join("environ")).unwrap_or_default();
-                let named = [environment, command.clone()]
-                    .iter()
-                    .any(|text| contains(text, root.as_os_str().as_bytes()));
+                let named =
+                    [environment, command.clone()].iter().any(|text| contains(text, root.as_os_str().as_bytes()));
                 cgroup.contains(&format!("/vsos-{suffix}")) || ours && named
             }
         };
@@ -242,8 +197,7 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 fn nft_tables() -> BTreeSet<String> {
     // Without nft there are no tables of ours to leave.
     let list = Invocation::new("nft").args(["list", "tables"]).run();
-    list.map(|done| done.text().lines().map(str::to_owned).collect())
-        .unwrap_or_default()
+    list.map(|done| done.text().lines().map(str::to_owned).collect()).unwrap_or_default()
 }
 
 /// How many programs of each kind are attached or held, by the kernel's own list of open ids.
@@ -251,53 +205,28 @@ fn bpf_programs() -> BTreeSet<String> {
     // `/proc/PID/fdinfo` shows the held ones only; an attached program that nobody holds dies with its cgroup,
     // and cgroups are listed above.
     let mut kinds = BTreeMap::<String, usize>::new();
-    let pids = names_in("/proc")
-        .into_iter()
-        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+    let pids = names_in("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
     for pid in pids {
-        let entries = fs::read_dir(format!("/proc/{pid}/fdinfo"))
-            .into_iter()
-            .flatten()
-            .flatten();
+        let entries = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
         for text in entries.filter_map(|entry| fs::read_to_string(entry.path()).ok()) {
-            if let Some(kind) = text
-                .lines()
-                .find_map(|line| line.strip_prefix("prog_type:"))
-            {
+            if let Some(kind) = text.lines().find_map(|line| line.strip_prefix("prog_type:")) {
                 *kinds.entry(kind.trim().to_owned()).or_default() += 1;
             }
         }
     }
-    kinds
-        .into_iter()
-        .map(|(kind, count)| format!("type {kind}: {count} held"))
-        .collect()
+    kinds.into_iter().map(|(kind, count)| format!("type {kind}: {count} held")).collect()
 }
 
 /// Directories of the host's own installation, and temporary ones that carry our names.
 fn directories() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for place in ["/run", "/var/lib", "/etc", "/tmp", "/dev/shm"] {
-        let ours = |name: &String| {
-            name.starts_with("vsos") || name.starts_with("vsctl") || name.starts_with("lxcfs-fuse")
-        };
-        found.extend(
-            names_in(place)
-                .into_iter()
-                .filter(ours)
-                .map(|name| format!("{place}/{name}")),
-        );
+        let ours =
+            |name: &String| name.starts_with("vsos") || name.starts_with("vsctl") || name.starts_with("lxcfs-fuse");
+        found.extend(names_in(place).into_iter().filter(ours).map(|name| format!("{place}/{name}")));
     }
-    for place in [
-        "/run/vsos/servers",
-        "/var/lib/vsos/servers",
-        "/var/lib/vsos/ids",
-    ] {
-        found.extend(
-            names_in(place)
-                .into_iter()
-                .map(|name| format!("{place}/{name}")),
-        );
+    for place in ["/run/vsos/servers", "/var/lib/vsos/servers", "/var/lib/vsos/ids"] {
+        found.extend(names_in(place).into_iter().map(|name| format!("{place}/{name}")));
     }
     found
 }
@@ -316,49 +245,25 @@ mod tests {
     #[test]
     fn mounts_are_named_by_place_type_and_source() {
         let found = mounts(MOUNTINFO);
-        assert!(
-            found.contains("/ ext4 /dev/vda") && found.contains("/proc proc proc"),
-            "{found:?}"
-        );
-        assert!(
-            found.contains("/mnt/a\\040b tmpfs none (2 times)"),
-            "{found:?}"
-        );
+        assert!(found.contains("/ ext4 /dev/vda") && found.contains("/proc proc proc"), "{found:?}");
+        assert!(found.contains("/mnt/a\\040b tmpfs none (2 times)"), "{found:?}");
     }
 
     #[test]
     fn a_difference_names_what_came_and_what_went() {
-        let state = |lines: &[&str]| {
-            HostState(
-                [(
-                    "link",
-                    lines.iter().map(|line| (*line).to_owned()).collect(),
-                )]
-                .into(),
-            )
-        };
-        let difference = state(&["lo", "eth0"])
-            .difference(&state(&["lo", "vs-1"]))
-            .to_string();
-        assert!(
-            difference.contains("left behind: link vs-1"),
-            "{difference}"
-        );
+        let state =
+            |lines: &[&str]| HostState([("link", lines.iter().map(|line| (*line).to_owned()).collect())].into());
+        let difference = state(&["lo", "eth0"]).difference(&state(&["lo", "vs-1"])).to_string();
+        assert!(difference.contains("left behind: link vs-1"), "{difference}");
         assert!(difference.contains("gone: link eth0"), "{difference}");
     }
 
     #[test]
     fn a_shared_host_counts_only_what_names_the_site() {
-        let scope = Scope::Site {
-            root: "/var/tmp/site-x".into(),
-            suffix: "1a2b".into(),
-        };
+        let scope = Scope::Site { root: "/var/tmp/site-x".into(), suffix: "1a2b".into() };
         assert!(scope.includes("link", "vs1a2b-3") && scope.includes("link", "vsbr1a2b"));
         assert!(scope.includes("cgroup", "/sys/fs/cgroup/memory/vsos-1a2b/web1"));
         assert!(scope.includes("mount", "/var/tmp/site-x/run overlay none"));
-        assert!(
-            !scope.includes("link", "vs9999-3")
-                && !scope.includes("cgroup", "/sys/fs/cgroup/memory/vsos")
-        );
+        assert!(!scope.includes("link", "vs9999-3") && !scope.includes("cgroup", "/sys/fs/cgroup/memory/vsos"));
     }
 }

@@ -24,20 +24,11 @@ pub struct Outside {
 impl Outside {
     /// Makes it, with names that carry `mark` (at most eight characters).
     pub fn new(mark: &str) -> Result<Self> {
-        let outside = Self {
-            name: format!("out-{mark}"),
-            link: format!("out-{mark}"),
-        };
+        let outside = Self { name: format!("out-{mark}"), link: format!("out-{mark}") };
         ip(&format!("netns add {}", outside.name))?;
-        ip(&format!(
-            "link add {} type veth peer name up0 netns {}",
-            outside.link, outside.name
-        ))?;
+        ip(&format!("link add {} type veth peer name up0 netns {}", outside.link, outside.name))?;
         ip(&format!("address add {HOST_V4}/24 dev {}", outside.link))?;
-        ip(&format!(
-            "address add {HOST_V6}/64 dev {} nodad",
-            outside.link
-        ))?;
+        ip(&format!("address add {HOST_V6}/64 dev {} nodad", outside.link))?;
         ip(&format!("link set {} up", outside.link))?;
         for command in [
             "link set lo up".to_owned(),
@@ -52,9 +43,7 @@ impl Outside {
 
     /// A command that runs out there.
     pub fn command(&self, words: &[&str]) -> Invocation {
-        Invocation::new("ip")
-            .args(["netns", "exec", &self.name])
-            .args(words)
+        Invocation::new("ip").args(["netns", "exec", &self.name]).args(words)
     }
 
     /// A command that runs out there in the background.
@@ -72,7 +61,5 @@ impl Drop for Outside {
 
 fn ip(words: &str) -> Result<()> {
     let call = Invocation::new("ip").args(words.split(' '));
-    call.succeed()
-        .map(drop)
-        .with_context(|| format!("ip {words}"))
+    call.succeed().map(drop).with_context(|| format!("ip {words}"))
 }

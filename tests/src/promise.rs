@@ -48,19 +48,13 @@ pub fn skip(reason: impl Into<String>) -> anyhow::Error {
 impl Promise {
     /// The promise `name` of an `area`.
     pub fn new(area: &str, name: &str, keep: Keep) -> Self {
-        Self {
-            name: format!("{}::{name}", last(area)),
-            keep: Box::new(keep),
-        }
+        Self { name: format!("{}::{name}", last(area)), keep: Box::new(keep) }
     }
 
     /// The same, for servers made from `template`.
     pub fn on(area: &str, name: &str, template: &'static str, keep: KeepOn) -> Self {
         let keep = move |site: &Site| keep(site, template);
-        Self {
-            name: format!("{}::{name}@{template}", last(area)),
-            keep: Box::new(keep),
-        }
+        Self { name: format!("{}::{name}@{template}", last(area)), keep: Box::new(keep) }
     }
 
     fn into_trial(self) -> Trial {
@@ -100,6 +94,11 @@ pub fn run(promises: Vec<Promise>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     // They share one kernel, and each compares all of the host before and after.
     arguments.test_threads = Some(1);
+    if let Err(error) = site::programs() {
+        // Not a skip: with nothing to test, a run that looks sound would be a lie.
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
+    }
     let trials = promises.into_iter().map(Promise::into_trial).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     site::remove_shared_templates();
@@ -120,8 +119,7 @@ fn keep(promise: &Body) -> Result<Completion, Failed> {
     let site = Site::new().map_err(|error| Failed::from(format!("make a site: {error:#}")))?;
     let scope = site.scope();
     let before = HostState::capture(&scope);
-    let kept = catch_unwind(AssertUnwindSafe(|| promise(&site)))
-        .unwrap_or_else(|panic| Err(panicked(&*panic)));
+    let kept = catch_unwind(AssertUnwindSafe(|| promise(&site))).unwrap_or_else(|panic| Err(panicked(&*panic)));
     let compared = before.compare_when_settled(&scope);
     let transcript = site.transcript();
     site.scrub();
@@ -129,34 +127,19 @@ fn keep(promise: &Body) -> Result<Completion, Failed> {
         (Err(error), Ok(())) if error.is::<Skip>() => Ok(Completion::ignored_with(&error)),
         (Ok(()), Ok(())) => Ok(Completion::Completed),
         (kept, compared) => {
-            let kept = kept
-                .err()
-                .map(|error| format!("{error:#}\n"))
-                .unwrap_or_default();
-            let compared = compared
-                .err()
-                .map(|difference| difference.to_string())
-                .unwrap_or_default();
-            Err(Failed::from(format!(
-                "{kept}{compared}--- what was run ---\n{transcript}"
-            )))
+            let kept = kept.err().map(|error| format!("{error:#}\n")).unwrap_or_default();
+            let compared = compared.err().map(|difference| difference.to_string()).unwrap_or_default();
+            Err(Failed::from(format!("{kept}{compared}--- what was run ---\n{transcript}")))
         }
     }
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> anyhow::Error {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    anyhow!(
-        "panicked: {}",
-        text.or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no message")
-    )
+    anyhow!("panicked: {}", text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message"))
 }
 
 /// Why no promise at all can be kept here.
 fn cannot_run() -> Option<String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Some("needs root".into());
-    }
-    site::programs().err().map(|error| format!("{error:#}"))
+    (!nix::unistd::geteuid().is_root()).then(|| "needs root".into())
 }

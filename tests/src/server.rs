@@ -43,47 +43,32 @@ pub struct Running<'s> {
 
 impl<'s> Template<'s> {
     pub(crate) fn new(site: &'s Site, name: &str) -> Self {
-        Self {
-            site,
-            name: name.to_owned(),
-        }
+        Self { site, name: name.to_owned() }
     }
 
     /// Describes a server that is made from it.
     pub fn server(&self, name: &str) -> Draft<'s> {
-        Draft {
-            site: self.site,
-            template: self.name.clone(),
-            name: name.to_owned(),
-            flags: Vec::new(),
-        }
+        Draft { site: self.site, template: self.name.clone(), name: name.to_owned(), flags: Vec::new() }
     }
 }
 
 impl<'s> Draft<'s> {
     /// Adds flags of `vsctl create`, separated by blanks.
     pub fn with(mut self, flags: &str) -> Self {
-        self.flags
-            .extend(flags.split_whitespace().map(str::to_owned));
+        self.flags.extend(flags.split_whitespace().map(str::to_owned));
         self
     }
 
     /// The command line that creates it, for those who want to see it fail.
     pub fn command(&self) -> Vec<String> {
         let fixed = ["create", &self.name, "--template", &self.template].map(str::to_owned);
-        fixed
-            .into_iter()
-            .chain(self.flags.iter().cloned())
-            .collect()
+        fixed.into_iter().chain(self.flags.iter().cloned()).collect()
     }
 
     /// Creates it.
     pub fn create(self) -> Result<Server<'s>> {
         self.site.ok(self.command())?;
-        Ok(Server {
-            site: self.site,
-            name: self.name,
-        })
+        Ok(Server { site: self.site, name: self.name })
     }
 
     /// Creates and starts it.
@@ -95,10 +80,7 @@ impl<'s> Draft<'s> {
 impl<'s> Server<'s> {
     /// The server `name`, which something else created in `site`; it is destroyed with this.
     pub fn adopt(site: &'s Site, name: &str) -> Self {
-        Self {
-            site,
-            name: name.to_owned(),
-        }
+        Self { site, name: name.to_owned() }
     }
 
     /// The installation it belongs to.
@@ -135,19 +117,14 @@ impl<'s> Server<'s> {
     /// Its state in one word.
     pub fn state(&self) -> Result<String> {
         let status = self.status()?;
-        Ok(status["state"]
-            .as_str()
-            .with_context(|| format!("no state in {status}"))?
-            .to_owned())
+        Ok(status["state"].as_str().with_context(|| format!("no state in {status}"))?.to_owned())
     }
 
     /// Waits for a state.
     pub fn reaches(&self, state: &str) -> Result<()> {
-        eventually(
-            &format!("state {state} of {}", self.name),
-            GUEST_LIMIT,
-            || (self.state().ok()? == state).then_some(()),
-        )
+        eventually(&format!("state {state} of {}", self.name), GUEST_LIMIT, || {
+            (self.state().ok()? == state).then_some(())
+        })
     }
 }
 
@@ -183,8 +160,7 @@ impl<'s> Running<'s> {
 
     /// Runs a command inside, whatever its exit status.
     pub fn exec(&self, command: &[&str]) -> Result<Finished> {
-        self.site
-            .run(["exec", &self.name, "--"].iter().chain(command))
+        self.site.run(["exec", &self.name, "--"].iter().chain(command))
     }
 
     /// Runs a shell script inside and returns what it printed; it has to succeed.
@@ -206,11 +182,9 @@ impl<'s> Running<'s> {
 
     /// Waits until a shell script succeeds inside.
     pub fn until(&self, script: &str) -> Result<()> {
-        eventually(
-            &format!("success of {script:?} in {}", self.name),
-            GUEST_LIMIT,
-            || (self.exec(&["sh", "-c", script]).ok()?.code == 0).then_some(()),
-        )
+        eventually(&format!("success of {script:?} in {}", self.name), GUEST_LIMIT, || {
+            (self.exec(&["sh", "-c", script]).ok()?.code == 0).then_some(())
+        })
     }
 
     /// Starts a `vsctl` command about it in the background.
@@ -226,9 +200,7 @@ impl<'s> Running<'s> {
     /// Its init's process id on the host.
     pub fn init_pid(&self) -> Result<i32> {
         let status = self.status()?;
-        let pid = status["pid"]
-            .as_i64()
-            .with_context(|| format!("no pid in {status}"))?;
+        let pid = status["pid"].as_i64().with_context(|| format!("no pid in {status}"))?;
         Ok(i32::try_from(pid)?)
     }
 
@@ -243,9 +215,7 @@ impl<'s> Running<'s> {
     /// Its addresses, without prefix lengths.
     pub fn addresses(&self) -> Result<Vec<String>> {
         let status = self.status()?;
-        let list = status["addresses"]
-            .as_array()
-            .with_context(|| format!("no addresses in {status}"))?;
+        let list = status["addresses"].as_array().with_context(|| format!("no addresses in {status}"))?;
         Ok(list
             .iter()
             .filter_map(Value::as_str)
@@ -256,33 +226,19 @@ impl<'s> Running<'s> {
     /// Its first IPv4 address.
     pub fn ipv4(&self) -> Result<String> {
         let addresses = self.addresses()?;
-        addresses
-            .iter()
-            .find(|text| text.contains('.'))
-            .cloned()
-            .with_context(|| format!("no IPv4 in {addresses:?}"))
+        addresses.iter().find(|text| text.contains('.')).cloned().with_context(|| format!("no IPv4 in {addresses:?}"))
     }
 
     /// Its first IPv6 address.
     pub fn ipv6(&self) -> Result<String> {
         let addresses = self.addresses()?;
-        addresses
-            .iter()
-            .find(|text| text.contains(':'))
-            .cloned()
-            .with_context(|| format!("no IPv6 in {addresses:?}"))
+        addresses.iter().find(|text| text.contains(':')).cloned().with_context(|| format!("no IPv6 in {addresses:?}"))
     }
 
     /// Its default gateway, as the guest sees it.
     pub fn gateway(&self, family: &str) -> Result<String> {
         let routes = self.sh(&format!("ip {family} route show default"))?;
-        let mut words = routes
-            .split_whitespace()
-            .skip_while(|word| *word != "via")
-            .skip(1);
-        Ok(words
-            .next()
-            .with_context(|| format!("no default route: {routes:?}"))?
-            .to_owned())
+        let mut words = routes.split_whitespace().skip_while(|word| *word != "via").skip(1);
+        Ok(words.next().with_context(|| format!("no default route: {routes:?}"))?.to_owned())
     }
 }

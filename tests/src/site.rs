@@ -48,18 +48,10 @@ impl Site {
 
     /// An empty installation below `place`: a file system of the promise's choice.
     pub fn below(place: &Path) -> Result<Self> {
-        let directory = tempfile::Builder::new()
-            .prefix("site-")
-            .tempdir_in(place)
-            .context("make a site")?;
+        let directory = tempfile::Builder::new().prefix("site-").tempdir_in(place).context("make a site")?;
         // As open as the real directories are: a server's root has to pass through as nobody.
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))
-            .context("open the site")?;
-        Ok(Self {
-            directory,
-            programs: programs()?,
-            transcript: Mutex::default(),
-        })
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).context("open the site")?;
+        Ok(Self { directory, programs: programs()?, transcript: Mutex::default() })
     }
 
     /// Its `VSOS_ROOT`.
@@ -90,20 +82,13 @@ impl Site {
     /// What of the host is compared before and after.
     pub fn scope(&self) -> Scope {
         match std::env::var("VSOS_TEST_HOST").as_deref() {
-            Ok("shared") => Scope::Site {
-                root: self.root().to_owned(),
-                suffix: self.suffix(),
-            },
+            Ok("shared") => Scope::Site { root: self.root().to_owned(), suffix: self.suffix() },
             _ => Scope::Host,
         }
     }
 
     /// A call of one of our programs in this installation, to be changed or run by the caller.
-    pub fn program<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(
-        &self,
-        program: &str,
-        arguments: I,
-    ) -> Invocation {
+    pub fn program<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, program: &str, arguments: I) -> Invocation {
         Invocation::new(self.programs.join(program))
             .args(arguments)
             .env("VSOS_ROOT", self.root())
@@ -116,10 +101,7 @@ impl Site {
     }
 
     /// Runs `vsctl`, whatever its exit status, and keeps what it said for the transcript.
-    pub fn run<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(
-        &self,
-        arguments: I,
-    ) -> Result<Finished> {
+    pub fn run<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, arguments: I) -> Result<Finished> {
         self.keep(self.vsctl(arguments))
     }
 
@@ -129,10 +111,7 @@ impl Site {
     }
 
     /// Runs `vsctl` and reads its output as JSON.
-    pub fn json<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(
-        &self,
-        arguments: I,
-    ) -> Result<serde_json::Value> {
+    pub fn json<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, arguments: I) -> Result<serde_json::Value> {
         self.ok(arguments)?.json()
     }
 
@@ -156,11 +135,7 @@ impl Site {
         const SHOWN: usize = 30;
         let lines = locked(&self.transcript);
         let skipped = lines.len().saturating_sub(SHOWN);
-        let head = if skipped > 0 {
-            format!("({skipped} earlier ones left out)\n")
-        } else {
-            String::new()
-        };
+        let head = if skipped > 0 { format!("({skipped} earlier ones left out)\n") } else { String::new() };
         head + &lines[skipped..].join("\n")
     }
 
@@ -170,12 +145,7 @@ impl Site {
         let here = self.path("var/lib/vsos/templates");
         fs::create_dir_all(&here).context("make the template store")?;
         if !here.join(name).exists() {
-            let copy = |how: &str| {
-                Invocation::new("cp")
-                    .args([how])
-                    .args([&shared, &here])
-                    .succeed()
-            };
+            let copy = |how: &str| Invocation::new("cp").args([how]).args([&shared, &here]).succeed();
             // Links first; another file system gets a copy.
             if copy("-al").is_err() {
                 let _ = fs::remove_dir_all(here.join(name));
@@ -187,13 +157,8 @@ impl Site {
 
     /// The names of the servers that this installation knows.
     pub fn servers(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.path("var/lib/vsos/servers"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        entries
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect()
+        let entries = fs::read_dir(self.path("var/lib/vsos/servers")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
 
     /// Takes away whatever is left, by the product's own means and then by force.
@@ -222,10 +187,7 @@ impl Site {
             let _ = Invocation::new("ip").args(["link", "delete", link]).run();
         }
         for table in self.leftovers().of("nft table") {
-            let _ = Invocation::new("nft")
-                .args(["delete"])
-                .args(table.split(' '))
-                .run();
+            let _ = Invocation::new("nft").args(["delete"]).args(table.split(' ')).run();
         }
         for group in self.leftovers().of("cgroup").rev() {
             let _ = fs::remove_dir(group);
@@ -234,10 +196,7 @@ impl Site {
 
     /// What on the host names this site now.
     fn leftovers(&self) -> HostState {
-        HostState::capture(&Scope::Site {
-            root: self.root().to_owned(),
-            suffix: self.suffix(),
-        })
+        HostState::capture(&Scope::Site { root: self.root().to_owned(), suffix: self.suffix() })
     }
 }
 
@@ -245,9 +204,7 @@ impl Site {
 pub fn programs() -> Result<PathBuf> {
     let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release");
     let directory = std::env::var_os("VSOS_PROGRAMS").map_or_else(built, PathBuf::from);
-    let directory = directory
-        .canonicalize()
-        .map_err(|_| no_programs(&directory))?;
+    let directory = directory.canonicalize().map_err(|_| no_programs(&directory))?;
     for program in ["vsctl", "vsinit", "lxcfs-fuse"] {
         ensure!(directory.join(program).is_file(), no_programs(&directory));
     }
@@ -255,20 +212,15 @@ pub fn programs() -> Result<PathBuf> {
 }
 
 fn no_programs(directory: &Path) -> anyhow::Error {
-    anyhow!(
-        "{} lacks vsctl, vsinit or lxcfs-fuse: run `make programs`",
-        directory.display()
-    )
+    anyhow!("{} lacks vsctl, vsinit or lxcfs-fuse: run `make programs`", directory.display())
 }
 
 /// The digits that an installation puts into names global to the host: FNV-1a of its root, folded to 16 bits.
 ///
 /// `installations_live_side_by_side` fails when the product does it otherwise.
-fn suffix_of(root: &Path) -> String {
+pub fn suffix_of(root: &Path) -> String {
     let bytes = root.as_os_str().as_bytes();
-    let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    });
+    let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
     format!("{:04x}", (hash >> 16) ^ (hash & 0xffff))
 }
 
@@ -286,10 +238,7 @@ enum Unbuilt {
     Failed(String),
 }
 
-static SHARED: Mutex<Shared> = Mutex::new(Shared {
-    store: None,
-    built: BTreeMap::new(),
-});
+static SHARED: Mutex<Shared> = Mutex::new(Shared { store: None, built: BTreeMap::new() });
 
 /// Removes the templates of this run; called when the last promise has been kept.
 pub fn remove_shared_templates() {
@@ -304,10 +253,7 @@ fn shared_template(name: &str) -> Result<PathBuf> {
         shared.store = Some(Site::new()?);
     }
     let store = shared.store.as_ref().context("no store")?;
-    let built = shared
-        .built
-        .entry(name.to_owned())
-        .or_insert_with(|| build(store, name));
+    let built = shared.built.entry(name.to_owned()).or_insert_with(|| build(store, name));
     built.clone().map_err(|why| match why {
         Unbuilt::Lacking(why) => skip(why),
         Unbuilt::Failed(why) => anyhow!("{why}"),
@@ -315,30 +261,16 @@ fn shared_template(name: &str) -> Result<PathBuf> {
 }
 
 fn build(store: &Site, name: &str) -> Result<PathBuf, Unbuilt> {
-    if name.starts_with("debian")
-        && Invocation::new("mmdebstrap")
-            .args(["--version"])
-            .succeed()
-            .is_err()
-    {
+    if name.starts_with("debian") && Invocation::new("mmdebstrap").args(["--version"]).succeed().is_err() {
         return Err(Unbuilt::Lacking("mmdebstrap is not installed".into()));
     }
-    let done = store
-        .vsctl(["template", "build", name])
-        .limit(TEMPLATE_LIMIT)
-        .run();
+    let done = store.vsctl(["template", "build", name]).limit(TEMPLATE_LIMIT).run();
     let done = done.map_err(|error| Unbuilt::Failed(format!("{error:#}")))?;
     if done.code != 0 {
         let errors = done.errors().to_lowercase();
-        let unreachable = [
-            "could not resolve",
-            "unable to fetch",
-            "connection refused",
-            "connection timed out",
-        ];
+        let unreachable = ["could not resolve", "unable to fetch", "connection refused", "connection timed out"];
         let why = done.to_string();
-        let lacking =
-            name.starts_with("debian") && unreachable.iter().any(|word| errors.contains(word));
+        let lacking = name.starts_with("debian") && unreachable.iter().any(|word| errors.contains(word));
         return Err(if lacking {
             Unbuilt::Lacking(format!("no mirror can be reached: {why}"))
         } else {

@@ -40,15 +40,7 @@ impl Tarball {
         self.0
     }
 
-    fn entry(
-        mut self,
-        path: &str,
-        kind: u8,
-        mode: u32,
-        link: &str,
-        bytes: &[u8],
-        device: (u32, u32),
-    ) -> Self {
+    fn entry(mut self, path: &str, kind: u8, mode: u32, link: &str, bytes: &[u8], device: (u32, u32)) -> Self {
         let mut header = [0; BLOCK];
         let mut put = |at: usize, text: &[u8]| header[at..at + text.len()].copy_from_slice(text);
         put(0, path.as_bytes());
@@ -80,19 +72,9 @@ mod tests {
 
     #[test]
     fn tar_reads_it() {
-        let archive = Tarball::default()
-            .directory("etc/")
-            .file("etc/motd", 0o644, b"hello")
-            .symlink("etc/link", "motd");
-        let listed = Invocation::new("tar")
-            .args(["-tvf", "-"])
-            .input(archive.finish())
-            .succeed()
-            .unwrap()
-            .text();
-        assert!(
-            listed.contains("etc/motd") && listed.contains("etc/link -> motd"),
-            "{listed}"
-        );
+        let archive =
+            Tarball::default().directory("etc/").file("etc/motd", 0o644, b"hello").symlink("etc/link", "motd");
+        let listed = Invocation::new("tar").args(["-tvf", "-"]).input(archive.finish()).succeed().unwrap().text();
+        assert!(listed.contains("etc/motd") && listed.contains("etc/link -> motd"), "{listed}");
     }
 }

@@ -32,10 +32,7 @@ impl Terminal {
         let program = crate::site::programs()?.join("vsctl");
         let mut command = Command::new("setsid");
         // setsid makes the terminal the controlling one, which takes unsafe code to do here.
-        command
-            .args(["--ctty", "--wait"])
-            .arg(program)
-            .args(arguments);
+        command.args(["--ctty", "--wait"]).arg(program).args(arguments);
         command.env("VSOS_ROOT", site.root()).env("TERM", "vt100");
         let opened = Self::run(command, &format!("vsctl {}", arguments.join(" ")))?;
         site.note(format!("$ vsctl {} (on a terminal)", arguments.join(" ")));
@@ -43,33 +40,21 @@ impl Terminal {
     }
 
     fn run(mut command: Command, shown: &str) -> Result<Self> {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
-            .context("open a pty")?;
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).context("open a pty")?;
         grantpt(&master).context("grant the pty")?;
         unlockpt(&master).context("unlock the pty")?;
         let name = ptsname(&master, Vec::new()).context("name the pty")?;
         let peer = open_peer(Path::new(name.to_str()?))?;
         tcsetwinsize(&master, size(24, 80)).context("size the pty")?;
-        let stdio =
-            |peer: &File| -> Result<Stdio> { Ok(Stdio::from(OwnedFd::from(peer.try_clone()?))) };
-        command
-            .stdin(stdio(&peer)?)
-            .stdout(stdio(&peer)?)
-            .stderr(stdio(&peer)?);
+        let stdio = |peer: &File| -> Result<Stdio> { Ok(Stdio::from(OwnedFd::from(peer.try_clone()?))) };
+        command.stdin(stdio(&peer)?).stdout(stdio(&peer)?).stderr(stdio(&peer)?);
         let child = command.spawn().with_context(|| format!("run {shown}"))?;
-        Ok(Self {
-            master: File::from(master),
-            child,
-            command: shown.to_owned(),
-            seen: String::new(),
-        })
+        Ok(Self { master: File::from(master), child, command: shown.to_owned(), seen: String::new() })
     }
 
     /// Types `text` as it is; a line ends with `\r`, as the key does.
     pub fn send(&mut self, text: &str) -> Result<()> {
-        self.master
-            .write_all(text.as_bytes())
-            .with_context(|| format!("type on {}", self.command))
+        self.master.write_all(text.as_bytes()).with_context(|| format!("type on {}", self.command))
     }
 
     /// Waits until `text` appears after what was expected before, and returns all up to and with it.
@@ -81,12 +66,7 @@ impl Terminal {
                 return Ok(std::mem::replace(&mut self.seen, rest));
             }
             if !self.read(end)? {
-                bail!(
-                    "{:?} did not appear on the terminal of {}; seen: {:?}",
-                    text,
-                    self.command,
-                    self.seen
-                );
+                bail!("{:?} did not appear on the terminal of {}; seen: {:?}", text, self.command, self.seen);
             }
         }
     }
@@ -103,12 +83,7 @@ impl Terminal {
             if let Some(status) = self.child.try_wait().context("wait for the command")? {
                 return Ok(status.code().unwrap_or(-1));
             }
-            ensure!(
-                Instant::now() < end,
-                "{} did not end; seen: {:?}",
-                self.command,
-                self.seen
-            );
+            ensure!(Instant::now() < end, "{} did not end; seen: {:?}", self.command, self.seen);
             // Its last words have to be read, or it waits for ever.
             self.read(Instant::now() + Duration::from_millis(20))?;
         }
@@ -130,8 +105,7 @@ impl Terminal {
         let mut buffer = [0; 4096];
         // EIO is how a pty says that nobody has its other end open.
         let count = self.master.read(&mut buffer).unwrap_or(0);
-        self.seen
-            .push_str(&String::from_utf8_lossy(&buffer[..count]));
+        self.seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
         if count == 0 {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -152,21 +126,11 @@ impl Drop for Terminal {
 fn open_peer(path: &Path) -> Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     let flags = nix::libc::O_NOCTTY;
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(flags)
-        .open(path)
-        .context("open the pty's other end")
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).context("open the pty's other end")
 }
 
 fn size(rows: u16, columns: u16) -> Winsize {
-    Winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    }
+    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ mod guest_view;
 mod lifecycle;
 #[path = "system/network.rs"]
 mod network;
+#[path = "system/newcomer.rs"]
+mod newcomer;
 #[path = "system/security.rs"]
 mod security;
 #[path = "system/templates.rs"]
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         vsinit::promises(),
         bad_input::promises(),
         faults::promises(),
+        newcomer::promises(),
     ];
     system_tests::promise::run(areas.into_iter().flatten().collect())
 }

@@ -34,19 +34,10 @@ promises![
 ];
 
 /// Runs a command that has to fail with `code`, name all of `words`, and leave no server.
-fn refused<S: AsRef<OsStr>>(
-    site: &Site,
-    command: &[S],
-    code: i32,
-    words: &[&str],
-) -> Result<Finished> {
+fn refused<S: AsRef<OsStr>>(site: &Site, command: &[S], code: i32, words: &[&str]) -> Result<Finished> {
     let before = site.servers();
     let done = site.run(command)?.failure(code, words)?;
-    ensure!(
-        site.servers() == before,
-        "it left {:?} behind",
-        site.servers()
-    );
+    ensure!(site.servers() == before, "it left {:?} behind", site.servers());
     Ok(done)
 }
 
@@ -57,40 +48,17 @@ fn bad_names_are_refused(site: &Site) -> Result<()> {
         let command = ["create", "--template", "busybox", "--"].map(OsStr::new);
         let command: Vec<&OsStr> = command.into_iter().chain([name]).collect();
         let done = site.run(&command)?;
-        ensure!(
-            [2, 20].contains(&done.code) && !done.errors().trim().is_empty(),
-            "{name:?}: {done}"
-        );
-        ensure!(
-            site.servers().is_empty(),
-            "{name:?} left {:?}",
-            site.servers()
-        );
+        ensure!([2, 20].contains(&done.code) && !done.errors().trim().is_empty(), "{name:?}: {done}");
+        ensure!(site.servers().is_empty(), "{name:?} left {:?}", site.servers());
         Ok(())
     };
-    for name in [
-        "a/b",
-        "..",
-        ".",
-        "",
-        "../../etc",
-        "/etc",
-        "a b",
-        "a\nb",
-        "-x",
-        "ä",
-        "\u{1b}[31m",
-        &long,
-    ] {
+    for name in ["a/b", "..", ".", "", "../../etc", "/etc", "a b", "a\nb", "-x", "ä", "\u{1b}[31m", &long] {
         create(OsStr::new(name))?;
     }
     create(OsStr::from_bytes(b"\xff\xfe"))?;
     // NUL cannot be typed, but it can stand in a file.
     let server = site.template("busybox")?.server("web1").create()?;
-    fs::write(
-        server.directory().join("server.toml"),
-        "template = \"busy\\u0000box\"\n",
-    )?;
+    fs::write(server.directory().join("server.toml"), "template = \"busy\\u0000box\"\n")?;
     refused(site, &["start", "web1"], 14, &["server.toml"])?;
     Ok(())
 }
@@ -135,18 +103,8 @@ fn unknown_servers_are_named_by_every_command(site: &Site) -> Result<()> {
 }
 
 fn an_unknown_template_is_named(site: &Site) -> Result<()> {
-    refused(
-        site,
-        &["create", "web1", "--template", "solaris"],
-        91,
-        &["solaris"],
-    )?;
-    refused(
-        site,
-        &["create", "web1", "--template", "../../etc"],
-        20,
-        &["etc"],
-    )?;
+    refused(site, &["create", "web1", "--template", "solaris"], 91, &["solaris"])?;
+    refused(site, &["create", "web1", "--template", "../../etc"], 20, &["etc"])?;
     ensure!(!site.path("var/lib/vsos/servers/web1").exists());
     Ok(())
 }
@@ -157,36 +115,15 @@ fn addresses_outside_the_subnet_or_taken_are_refused(site: &Site) -> Result<()> 
     let taken = format!("{}/24", one.ipv4()?);
     let gateway = format!("{}/24", one.gateway("-4")?);
     let create = |address: &str| -> Result<Finished> {
-        refused(
-            site,
-            &[
-                "create",
-                "web2",
-                "--template",
-                "busybox",
-                "--ip",
-                address,
-                "--start",
-            ],
-            20,
-            &[address],
-        )
+        refused(site, &["create", "web2", "--template", "busybox", "--ip", address, "--start"], 20, &[address])
     };
-    for address in [
-        &*taken,
-        &gateway,
-        "192.0.2.7/24",
-        "2001:db8::7/64",
-        "10.0.0.300/24",
-        "1.2.3.4/33",
-        "0.0.0.0/0",
-        "words",
-    ] {
+    for address in
+        [&*taken, &gateway, "192.0.2.7/24", "2001:db8::7/64", "10.0.0.300/24", "1.2.3.4/33", "0.0.0.0/0", "words"]
+    {
         create(address).with_context(|| address.to_owned())?;
     }
     let server = template.server("web3").create()?;
-    site.run(["set", "web3", &format!("ip={taken}")])?
-        .complains(&[&taken])?;
+    site.run(["set", "web3", &format!("ip={taken}")])?.complains(&[&taken])?;
     ensure!(server.state()? == "stopped");
     Ok(())
 }
@@ -194,19 +131,7 @@ fn addresses_outside_the_subnet_or_taken_are_refused(site: &Site) -> Result<()> 
 fn bad_limits_are_refused(site: &Site) -> Result<()> {
     let server = site.template("busybox")?.server("web1").create()?;
     for (key, values) in [
-        (
-            "memory",
-            &[
-                "0",
-                "-1",
-                "1",
-                "99EiB",
-                "x",
-                "",
-                "1.2.3M",
-                "18446744073709551616",
-            ][..],
-        ),
+        ("memory", &["0", "-1", "1", "99EiB", "x", "", "1.2.3M", "18446744073709551616"][..]),
         ("swap", &["-1", "x"]),
         ("cpus", &["x", "0", "-1", "nan", "inf", "1e400"]),
         ("cpuset", &["x", "-1", "5-2", "4096", "0,,1"]),
@@ -216,28 +141,17 @@ fn bad_limits_are_refused(site: &Site) -> Result<()> {
     ] {
         for value in values {
             let flag = format!("--{key}={value}");
-            refused(
-                site,
-                &["create", "web2", "--template", "busybox", &flag],
-                20,
-                &[key],
-            )
-            .with_context(|| flag)?;
+            refused(site, &["create", "web2", "--template", "busybox", &flag], 20, &[key]).with_context(|| flag)?;
             let set = format!("{key}={value}");
-            site.run(["set", "web1", &set])?
-                .failure(20, &[key])
-                .with_context(|| set)?;
+            site.run(["set", "web1", &set])?.failure(20, &[key]).with_context(|| set)?;
         }
     }
     // By hand, in the file.
     let file = server.directory().join("server.toml");
     let spec = fs::read_to_string(&file)?;
-    for (line, key) in [
-        ("memory = \"1\"", "memory"),
-        ("cpus = \"x\"", "cpus"),
-        ("memory = -1", "memory"),
-        ("pids = 0", "pids"),
-    ] {
+    for (line, key) in
+        [("memory = \"1\"", "memory"), ("cpus = \"x\"", "cpus"), ("memory = -1", "memory"), ("pids = 0", "pids")]
+    {
         fs::write(&file, format!("{line}\n{spec}"))?;
         refused(site, &["start", "web1"], 14, &["server.toml", key]).with_context(|| line)?;
     }
@@ -261,11 +175,7 @@ fn bad_mounts_devices_and_capabilities_are_refused(site: &Site) -> Result<()> {
     ] {
         let done = site.run(["create", "web1", "--template", "busybox", "--start", flag])?;
         done.complains(&[]).with_context(|| flag)?;
-        ensure!(
-            site.servers().is_empty(),
-            "{flag} left {:?} behind",
-            site.servers()
-        );
+        ensure!(site.servers().is_empty(), "{flag} left {:?} behind", site.servers());
     }
     Ok(())
 }
@@ -274,26 +184,15 @@ fn a_mistyped_key_is_shown_with_its_line_and_the_nearest_key(site: &Site) -> Res
     let server = site.template("busybox")?.server("web1").create()?;
     let file = server.directory().join("server.toml");
     fs::write(&file, "template = \"busybox\"\n\nmemroy = \"64M\"\n")?;
-    let done = refused(
-        site,
-        &["start", "web1"],
-        14,
-        &["server.toml", "memroy", "memory"],
-    )?;
+    let done = refused(site, &["start", "web1"], 14, &["server.toml", "memroy", "memory"])?;
     let errors = done.errors();
-    ensure!(
-        errors.contains(":3") || errors.contains("line 3"),
-        "no line:\n{errors}"
-    );
+    ensure!(errors.contains(":3") || errors.contains("line 3"), "no line:\n{errors}");
     Ok(())
 }
 
 fn a_spec_cut_in_half_is_named_and_hides_no_other_server(site: &Site) -> Result<()> {
     let template = site.template("busybox")?;
-    let broken = template
-        .server("broken")
-        .with("--memory 64M --pids 100")
-        .create()?;
+    let broken = template.server("broken").with("--memory 64M --pids 100").create()?;
     let _sound = template.server("sound").start()?;
     let file = broken.directory().join("server.toml");
     let spec = fs::read(&file)?;
@@ -301,10 +200,7 @@ fn a_spec_cut_in_half_is_named_and_hides_no_other_server(site: &Site) -> Result<
     fs::write(&file, &spec[..cut])?;
     refused(site, &["start", "broken"], 14, &["broken", "server.toml"])?;
     let list = site.run(["list", "-a"])?;
-    ensure!(
-        list.text().contains("sound") && list.text().contains("broken"),
-        "{list}"
-    );
+    ensure!(list.text().contains("sound") && list.text().contains("broken"), "{list}");
     // Its owner can still get rid of it.
     site.ok(["destroy", "broken"])?;
     Ok(())
@@ -312,11 +208,7 @@ fn a_spec_cut_in_half_is_named_and_hides_no_other_server(site: &Site) -> Result<
 
 fn a_volume_that_is_gone_is_named(site: &Site) -> Result<()> {
     for (name, kind) in [("one", "overlay"), ("two", "dir")] {
-        let server = site
-            .template("busybox")?
-            .server(name)
-            .with(&format!("--volume {kind}"))
-            .create()?;
+        let server = site.template("busybox")?.server(name).with(&format!("--volume {kind}")).create()?;
         fs::remove_dir_all(server.directory().join("volume"))?;
         refused(site, &["start", name], 44, &[name])?;
         ensure!(server.state()? == "stopped");
@@ -341,10 +233,7 @@ impl SmallDisk {
         let place = site.path("disk");
         fs::create_dir(&place)?;
         let options = format!("size={size_bytes},mode=755");
-        Invocation::new("mount")
-            .args(["-t", "tmpfs", "-o", &options, "small"])
-            .args([&place])
-            .succeed()?;
+        Invocation::new("mount").args(["-t", "tmpfs", "-o", &options, "small"]).args([&place]).succeed()?;
         Ok(Self(place))
     }
 }
@@ -364,30 +253,18 @@ fn a_full_disk_while_creating_leaves_nothing(site: &Site) -> Result<()> {
         let _ = fs::remove_file(&ballast);
         let stat = nix::sys::statvfs::statvfs(&disk.0)?;
         let free = stat.blocks_available() * stat.fragment_size();
-        fs::write(
-            ballast,
-            vec![0; usize::try_from(free.saturating_sub(left))?],
-        )?;
+        fs::write(ballast, vec![0; usize::try_from(free.saturating_sub(left))?])?;
         Ok(())
     };
     for left in [0, 4096, 16384, 65536, 500_000] {
         fill(left)?;
         let done = small.run(["create", "web1", "--template", "busybox", "--volume", "dir"])?;
         site.note(done.to_string());
-        done.failure(46, &["web1"])
-            .with_context(|| format!("{left} bytes free"))?;
-        ensure!(
-            small.servers().is_empty(),
-            "{left} bytes free: it left {:?}",
-            small.servers()
-        );
+        done.failure(46, &["web1"]).with_context(|| format!("{left} bytes free"))?;
+        ensure!(small.servers().is_empty(), "{left} bytes free: it left {:?}", small.servers());
     }
     fs::remove_file(disk.0.join("ballast"))?;
-    let server = small
-        .template("busybox")?
-        .server("web1")
-        .with("--volume dir")
-        .create()?;
+    let server = small.template("busybox")?.server("web1").with("--volume dir").create()?;
     drop(server);
     small.scrub();
     drop(small);
@@ -401,9 +278,7 @@ fn a_host_without_dev_fuse_gets_a_clear_error(site: &Site) -> Result<()> {
     let script = "mkdir -p $1/dev && mount -t tmpfs dev $1/dev && for n in null zero full random urandom tty ptmx kmsg; do \
         touch $1/dev/$n && mount --bind /dev/$n $1/dev/$n || exit 9; done; mkdir -p $1/dev/pts $1/dev/shm $1/dev/mqueue && \
         mount --bind /dev/pts $1/dev/pts && mount --move $1/dev /dev && exec $2 start web1";
-    let call = Invocation::new("unshare")
-        .args(["--mount", "sh", "-c", script, "sh"])
-        .args([site.root(), &vsctl]);
+    let call = Invocation::new("unshare").args(["--mount", "sh", "-c", script, "sh"]).args([site.root(), &vsctl]);
     let done = site.keep(call.env("VSOS_ROOT", site.root()))?;
     ensure!(done.code != 9, "the test's own /dev failed: {done}");
     done.complains(&["fuse"])?;
@@ -422,15 +297,9 @@ fn without_root_it_says_so(site: &Site) -> Result<()> {
         &["destroy", "web1"],
         &["doctor", "--fix"],
     ] {
-        let call =
-            Invocation::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
-        let call = call
-            .args([&own])
-            .args(command)
-            .env("VSOS_ROOT", site.root());
-        site.keep(call)?
-            .complains(&["root"])
-            .with_context(|| command.join(" "))?;
+        let call = Invocation::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        let call = call.args([&own]).args(command).env("VSOS_ROOT", site.root());
+        site.keep(call)?.complains(&["root"]).with_context(|| command.join(" "))?;
     }
     ensure!(server.state()? == "stopped");
     Ok(())
@@ -440,32 +309,21 @@ fn without_root_it_says_so(site: &Site) -> Result<()> {
 fn import_refused(site: &Site, bytes: &[u8], words: &[&str]) -> Result<()> {
     let file = site.path("bad.tar");
     fs::write(&file, bytes)?;
-    site.run(["template", "import", "bad", &file.display().to_string()])?
-        .complains(words)?;
-    ensure!(
-        !site.path("var/lib/vsos/templates/bad").exists(),
-        "the template is there all the same"
-    );
+    site.run(["template", "import", "bad", &file.display().to_string()])?.complains(words)?;
+    ensure!(!site.path("var/lib/vsos/templates/bad").exists(), "the template is there all the same");
     no_temporary_files(&site.path("var/lib/vsos/templates"))
 }
 
 fn no_temporary_files(directory: &Path) -> Result<()> {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        ensure!(
-            name == "busybox",
-            "{name} is left in {}",
-            directory.display()
-        );
+        ensure!(name == "busybox", "{name} is left in {}", directory.display());
     }
     Ok(())
 }
 
 fn root_of(extra: impl FnOnce(Tarball) -> Tarball) -> Vec<u8> {
-    let base = Tarball::default()
-        .directory("etc/")
-        .directory("sbin/")
-        .file("sbin/init", 0o755, b"#!/bin/sh\n");
+    let base = Tarball::default().directory("etc/").directory("sbin/").file("sbin/init", 0o755, b"#!/bin/sh\n");
     extra(base).file("etc/last", 0o644, b"last").finish()
 }
 
@@ -486,8 +344,7 @@ fn a_tarball_cut_in_half_is_refused(site: &Site) -> Result<()> {
         let bytes = fs::read(&packed)?;
         let cut = site.path(&format!("cut.tar.{ending}"));
         fs::write(&cut, &bytes[..bytes.len() / 2])?;
-        site.run(["template", "import", "bad", &cut.display().to_string()])?
-            .complains(&[])?;
+        site.run(["template", "import", "bad", &cut.display().to_string()])?.complains(&[])?;
         ensure!(!site.path("var/lib/vsos/templates/bad").exists());
     }
     Ok(())
@@ -499,47 +356,24 @@ fn a_tarball_cannot_write_outside_its_root(site: &Site) -> Result<()> {
     fs::write(outside.join("secret"), "secret")?;
     let place = outside.display().to_string();
     if place.len() > 80 {
-        return Err(skip(
-            "the temporary directory's name is too long for a tar header",
-        ));
+        return Err(skip("the temporary directory's name is too long for a tar header"));
     }
     let up = format!("{}{}", "../".repeat(12), &place[1..]);
     for (what, bytes) in [
-        (
-            "an absolute path",
-            root_of(|tar| tar.file(&format!("{place}/written"), 0o644, b"x")),
-        ),
-        (
-            "..",
-            root_of(|tar| tar.file(&format!("{up}/written"), 0o644, b"x")),
-        ),
-        (
-            ".. inside",
-            root_of(|tar| tar.file(&format!("etc/{up}/written"), 0o644, b"x")),
-        ),
-        (
-            "a hard link out",
-            root_of(|tar| tar.hard_link("etc/stolen", &format!("{place}/secret"))),
-        ),
-        (
-            "a hard link up",
-            root_of(|tar| tar.hard_link("etc/stolen", &format!("{up}/secret"))),
-        ),
+        ("an absolute path", root_of(|tar| tar.file(&format!("{place}/written"), 0o644, b"x"))),
+        ("..", root_of(|tar| tar.file(&format!("{up}/written"), 0o644, b"x"))),
+        (".. inside", root_of(|tar| tar.file(&format!("etc/{up}/written"), 0o644, b"x"))),
+        ("a hard link out", root_of(|tar| tar.hard_link("etc/stolen", &format!("{place}/secret")))),
+        ("a hard link up", root_of(|tar| tar.hard_link("etc/stolen", &format!("{up}/secret")))),
     ] {
         import_refused(site, &bytes, &[]).with_context(|| what)?;
     }
     // Symbolic links may point anywhere, as in any root; nothing may be written through them.
-    for (what, target) in [
-        ("an absolute link", place.clone()),
-        ("a link up", up.clone()),
-    ] {
+    for (what, target) in [("an absolute link", place.clone()), ("a link up", up.clone())] {
         let bytes = root_of(|tar| tar.symlink("way", &target).file("way/written", 0o644, b"x"));
         import_refused(site, &bytes, &["way"]).with_context(|| what)?;
     }
-    ensure!(
-        fs::read_dir(&outside)?.count() == 1,
-        "something was written outside"
-    );
+    ensure!(fs::read_dir(&outside)?.count() == 1, "something was written outside");
     Ok(())
 }
 
@@ -549,10 +383,7 @@ fn a_tarball_cannot_bring_devices(site: &Site) -> Result<()> {
     fs::write(&file, bytes)?;
     let done = site.run(["template", "import", "bad", &file.display().to_string()])?;
     let kept = site.path("var/lib/vsos/templates/bad/root/dev/disk");
-    ensure!(
-        fs::symlink_metadata(&kept).is_err(),
-        "a disk's node is in the template"
-    );
+    ensure!(fs::symlink_metadata(&kept).is_err(), "a disk's node is in the template");
     // Left out with a word, or refused with a word: never in silence.
     ensure!(done.errors().contains("dev/disk"), "{done}");
     Ok(())
@@ -566,8 +397,7 @@ fn what_is_no_tarball_is_refused(site: &Site) -> Result<()> {
 
 fn a_wrong_verb_or_flag_gets_a_hint(site: &Site) -> Result<()> {
     site.run(["strat", "web1"])?.complains(&["start"])?;
-    site.run(["create", "web1", "--tempalte", "busybox"])?
-        .complains(&["--template"])?;
+    site.run(["create", "web1", "--tempalte", "busybox"])?.complains(&["--template"])?;
     site.run(["create", "web1"])?.complains(&["--template"])?;
     site.run(["wait"])?.complains(&[])?;
     Ok(())

@@ -24,13 +24,8 @@ promises![
 
 fn exit_status_and_signals_come_back(site: &Site, template: &str) -> Result<()> {
     let server = site.template(template)?.server("web1").start()?;
-    for (script, code) in [
-        ("exit 0", 0),
-        ("exit 7", 7),
-        ("exit 255", 255),
-        ("kill -9 $$", 137),
-        ("kill -TERM $$", 143),
-    ] {
+    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -9 $$", 137), ("kill -TERM $$", 143)]
+    {
         let done = server.exec(&["sh", "-c", script])?;
         ensure!(done.code == code, "{done}");
     }
@@ -48,40 +43,19 @@ fn standard_streams_are_kept_apart(site: &Site) -> Result<()> {
 
 fn input_arrives_whole(site: &Site) -> Result<()> {
     let _server = site.template("busybox")?.server("web1").start()?;
-    let bytes: Vec<u8> = (0..3_000_000_u32)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
-        .collect();
-    let done = site
-        .keep(
-            site.vsctl(["exec", "web1", "--", "wc", "-c"])
-                .input(bytes.clone()),
-        )?
-        .success()?;
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let done = site.keep(site.vsctl(["exec", "web1", "--", "wc", "-c"]).input(bytes.clone()))?.success()?;
     ensure!(done.text() == "3000000", "{}", done.text());
-    let back = site
-        .vsctl(["exec", "web1", "--", "cat"])
-        .input(bytes.clone())
-        .succeed()?;
+    let back = site.vsctl(["exec", "web1", "--", "cat"]).input(bytes.clone()).succeed()?;
     ensure!(back.stdout == bytes, "the bytes came back changed");
     Ok(())
 }
 
 fn much_output_arrives_whole(site: &Site) -> Result<()> {
     let _server = site.template("busybox")?.server("web1").start()?;
-    let command = [
-        "exec",
-        "web1",
-        "--",
-        "sh",
-        "-c",
-        "head -c 20000000 /dev/zero; echo end >&2",
-    ];
+    let command = ["exec", "web1", "--", "sh", "-c", "head -c 20000000 /dev/zero; echo end >&2"];
     let done = site.vsctl(command).succeed()?;
-    ensure!(
-        done.stdout.len() == 20_000_000 && done.errors() == "end\n",
-        "{} bytes",
-        done.stdout.len()
-    );
+    ensure!(done.stdout.len() == 20_000_000 && done.errors() == "end\n", "{} bytes", done.stdout.len());
     Ok(())
 }
 
@@ -94,49 +68,21 @@ fn user_environment_and_directory_are_as_asked(site: &Site) -> Result<()> {
     };
     ensure!(run(&["-u", "anna"], "id -u; id -g")? == "1234\n1234");
     ensure!(run(&["-u", "anna"], "echo $USER $HOME")? == "anna /home/anna");
-    ensure!(
-        run(
-            &["-e", "COLOUR=deep blue", "-e", "EMPTY="],
-            "echo \"$COLOUR${EMPTY-unset}\""
-        )? == "deep blue"
-    );
+    ensure!(run(&["-e", "COLOUR=deep blue", "-e", "EMPTY="], "echo \"$COLOUR${EMPTY-unset}\"")? == "deep blue");
     ensure!(run(&["-w", "/tmp"], "pwd")? == "/tmp");
     ensure!(run(&[], "echo $PATH")?.contains("/bin"), "no PATH");
-    site.run(["exec", "-u", "nobody-here", "web1", "--", "true"])?
-        .complains(&["nobody-here"])?;
+    site.run(["exec", "-u", "nobody-here", "web1", "--", "true"])?.complains(&["nobody-here"])?;
     site.run(["exec", "-w", "/nowhere", "web1", "--", "true"])?;
-    ensure!(
-        site.run(["exec", "-w", "/nowhere", "web1", "--", "true"])?
-            .code
-            != 0
-    );
+    ensure!(site.run(["exec", "-w", "/nowhere", "web1", "--", "true"])?.code != 0);
     Ok(())
 }
 
 fn a_terminal_only_when_asked(site: &Site) -> Result<()> {
     let server = site.template("busybox")?.server("web1").start()?;
     server.sh_fails("test -t 0")?;
-    let with = site
-        .ok([
-            "exec",
-            "-t",
-            "web1",
-            "--",
-            "sh",
-            "-c",
-            "test -t 0 && test -t 1 && tty",
-        ])?
-        .text();
+    let with = site.ok(["exec", "-t", "web1", "--", "sh", "-c", "test -t 0 && test -t 1 && tty"])?.text();
     ensure!(with.starts_with("/dev/pts/"), "{with:?}");
-    let mut terminal = server.terminal(&[
-        "exec",
-        "-T",
-        "web1",
-        "--",
-        "sh",
-        "-c",
-        "test -t 0 || echo none-inside",
-    ])?;
+    let mut terminal = server.terminal(&["exec", "-T", "web1", "--", "sh", "-c", "test -t 0 || echo none-inside"])?;
     terminal.expect("none-inside")?;
     Ok(())
 }
@@ -144,25 +90,17 @@ fn a_terminal_only_when_asked(site: &Site) -> Result<()> {
 fn a_command_that_is_not_there_is_127(site: &Site) -> Result<()> {
     let server = site.template("busybox")?.server("web1").start()?;
     let done = server.exec(&["no-such-command"])?;
-    ensure!(
-        done.code == 127 && done.errors().contains("no-such-command"),
-        "{done}"
-    );
+    ensure!(done.code == 127 && done.errors().contains("no-such-command"), "{done}");
     let done = server.exec(&["/etc/passwd"])?;
-    ensure!(
-        done.code == 126,
-        "what cannot be executed is 126, as in a shell: {done}"
-    );
+    ensure!(done.code == 126, "what cannot be executed is 126, as in a shell: {done}");
     Ok(())
 }
 
 fn a_stopped_server_runs_nothing(site: &Site) -> Result<()> {
     let _server = site.template("busybox")?.server("web1").create()?;
-    site.run(["exec", "web1", "--", "true"])?
-        .failure(31, &["web1"])?;
+    site.run(["exec", "web1", "--", "true"])?.failure(31, &["web1"])?;
     site.run(["enter", "web1"])?.failure(31, &["web1"])?;
-    site.run(["exec", "web9", "--", "true"])?
-        .failure(44, &["web9"])?;
+    site.run(["exec", "web9", "--", "true"])?.failure(44, &["web9"])?;
     Ok(())
 }
 
@@ -171,10 +109,7 @@ fn enter_is_a_login_shell_with_job_control(site: &Site) -> Result<()> {
     let mut terminal = server.terminal(&["enter", "web1"])?;
     terminal.send("tty; echo at-$PWD; echo uid-$(id -u)\r")?;
     let seen = terminal.expect("uid-0")?;
-    ensure!(
-        seen.contains("/dev/pts/") && seen.contains("at-/root"),
-        "{seen:?}"
-    );
+    ensure!(seen.contains("/dev/pts/") && seen.contains("at-/root"), "{seen:?}");
     // ^C ends the command and not the shell; ^Z stops it and gives the prompt back.
     terminal.send("sleep 1000\r")?;
     server.until("pidof sleep")?;
@@ -186,10 +121,7 @@ fn enter_is_a_login_shell_with_job_control(site: &Site) -> Result<()> {
     terminal.send("\u{1a}")?;
     terminal.send("jobs; echo jobs-$((1+1))\r")?;
     let seen = terminal.expect("jobs-2")?;
-    ensure!(
-        seen.contains("Stopped") || seen.contains("stopped"),
-        "no job control: {seen:?}"
-    );
+    ensure!(seen.contains("Stopped") || seen.contains("stopped"), "no job control: {seen:?}");
     terminal.send("kill %1; kill -CONT %1; exit\r")?;
     terminal.finish()?;
     Ok(())
@@ -263,32 +195,22 @@ fn each_tty_has_its_own_console(site: &Site) -> Result<()> {
         console.send("\u{1}q")?;
         console.finish()?;
     }
-    site.run(["console", "-t", "9", "web1"])?
-        .complains(&["9"])?;
+    site.run(["console", "-t", "9", "web1"])?.complains(&["9"])?;
     Ok(())
 }
 
 fn the_consoles_log_is_kept(site: &Site) -> Result<()> {
     let server = site.template("busybox")?.server("web1").start()?;
     server.sh("echo for-the-log >/dev/console")?;
-    let logged = || {
-        site.run(["console", "web1", "--log"])
-            .is_ok_and(|done| done.text().contains("for-the-log"))
-    };
-    system_tests::command::eventually(
-        "the console's log",
-        system_tests::server::GUEST_LIMIT,
-        || logged().then_some(()),
-    )?;
+    let logged = || site.run(["console", "web1", "--log"]).is_ok_and(|done| done.text().contains("for-the-log"));
+    system_tests::command::eventually("the console's log", system_tests::server::GUEST_LIMIT, || {
+        logged().then_some(())
+    })?;
     // Bounded on disk, and still there after the end.
     server.sh("i=0; while [ $i -lt 20000 ]; do echo 'a line of some length to fill the log of the console'; i=$((i+1)); done >/dev/console")?;
     let _server = server.stop()?;
     let log = site.ok(["console", "web1", "--log"])?;
     ensure!(!log.stdout.is_empty(), "the log is gone with the server");
-    ensure!(
-        log.stdout.len() <= 8 << 20,
-        "the log has {} bytes",
-        log.stdout.len()
-    );
+    ensure!(log.stdout.len() <= 8 << 20, "the log has {} bytes", log.stdout.len());
     Ok(())
 }

@@ -40,10 +40,7 @@ fn steps(site: &Site, command: &[&str]) -> Result<usize> {
     let done = site.ok(command.iter().copied().chain(["--plan", "--json"]))?;
     let count = match serde_json::from_slice::<Value>(&done.stdout) {
         Ok(Value::Array(list)) => list.len(),
-        Ok(Value::Object(plan)) => plan
-            .get("steps")
-            .and_then(Value::as_array)
-            .map_or(1, Vec::len),
+        Ok(Value::Object(plan)) => plan.get("steps").and_then(Value::as_array).map_or(1, Vec::len),
         _ => done.text().lines().count(),
     };
     ensure!(count > 0, "a plan without steps: {done}");
@@ -52,10 +49,7 @@ fn steps(site: &Site, command: &[&str]) -> Result<usize> {
 
 /// Runs a command with a fault at step `n` of its plan.
 fn with_fault(site: &Site, command: &[&str], plan: &str, n: usize, how: &str) -> Result<Finished> {
-    site.keep(
-        site.vsctl(command)
-            .env("VSOS_FAULT", format!("{plan}:{n}:{how}")),
-    )
+    site.keep(site.vsctl(command).env("VSOS_FAULT", format!("{plan}:{n}:{how}")))
 }
 
 fn killed(done: &Finished) -> Result<()> {
@@ -69,10 +63,7 @@ fn present(site: &Site) -> HostState {
 }
 
 fn own(site: &Site) -> Scope {
-    Scope::Site {
-        root: site.root().to_owned(),
-        suffix: site.suffix(),
-    }
+    Scope::Site { root: site.root().to_owned(), suffix: site.suffix() }
 }
 
 fn killed_at_every_step_of_create_doctor_mends_it(site: &Site) -> Result<()> {
@@ -83,9 +74,7 @@ fn killed_at_every_step_of_create_doctor_mends_it(site: &Site) -> Result<()> {
         killed(&with_fault(site, &command, "create", n, "kill")?)?;
         site.ok(["doctor", "--fix"])?;
         if site.servers().is_empty() {
-            before
-                .compare_when_settled(&own(site))
-                .with_context(|| format!("after step {n}"))?;
+            before.compare_when_settled(&own(site)).with_context(|| format!("after step {n}"))?;
         }
         // Taken back or completed: either way a server of that name works now.
         let server = match site.run(["status", "web1"])?.code {
@@ -95,9 +84,7 @@ fn killed_at_every_step_of_create_doctor_mends_it(site: &Site) -> Result<()> {
         let server = server.start().with_context(|| format!("after step {n}"))?;
         ensure!(server.sh("echo alive")? == "alive");
         drop(server);
-        before
-            .compare_when_settled(&own(site))
-            .with_context(|| format!("after step {n} and destroy"))?;
+        before.compare_when_settled(&own(site)).with_context(|| format!("after step {n} and destroy"))?;
     }
     Ok(())
 }
@@ -105,31 +92,19 @@ fn killed_at_every_step_of_create_doctor_mends_it(site: &Site) -> Result<()> {
 fn killed_at_every_step_of_start_doctor_mends_it(site: &Site) -> Result<()> {
     let template = site.template("busybox")?;
     let before = present(site);
-    let server = template
-        .server("web1")
-        .with("--memory 64M --cpus 1")
-        .create()?;
+    let server = template.server("web1").with("--memory 64M --cpus 1").create()?;
     let created = present(site);
     for n in 1..=steps(site, &["start", "web1"])? {
         killed(&with_fault(site, &["start", "web1"], "start", n, "kill")?)?;
         site.ok(["doctor", "--fix"])?;
         if server.state()? == "running" {
             // The last steps may be behind the point where the server lives; then it must be whole.
-            ensure!(
-                site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive",
-                "step {n}"
-            );
+            ensure!(site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive", "step {n}");
             site.ok(["stop", "web1"])?;
         }
-        created
-            .compare_when_settled(&own(site))
-            .with_context(|| format!("after step {n}"))?;
-        site.ok(["start", "web1"])
-            .with_context(|| format!("after step {n}"))?;
-        ensure!(
-            site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive",
-            "step {n}"
-        );
+        created.compare_when_settled(&own(site)).with_context(|| format!("after step {n}"))?;
+        site.ok(["start", "web1"]).with_context(|| format!("after step {n}"))?;
+        ensure!(site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive", "step {n}");
         site.ok(["stop", "web1"])?;
     }
     drop(server);
@@ -149,17 +124,10 @@ fn killed_at_every_step_of_stop_doctor_mends_it(site: &Site) -> Result<()> {
         killed(&with_fault(site, &["stop", "web1"], "stop", n, "kill")?)?;
         site.ok(["doctor", "--fix"])?;
         if server.state()? == "running" {
-            site.ok(["stop", "web1"])
-                .with_context(|| format!("after step {n}"))?;
+            site.ok(["stop", "web1"]).with_context(|| format!("after step {n}"))?;
         }
-        ensure!(
-            server.state()? == "stopped",
-            "after step {n} it is {}",
-            server.state()?
-        );
-        created
-            .compare_when_settled(&own(site))
-            .with_context(|| format!("after step {n}"))?;
+        ensure!(server.state()? == "stopped", "after step {n} it is {}", server.state()?);
+        created.compare_when_settled(&own(site)).with_context(|| format!("after step {n}"))?;
     }
     Ok(())
 }
@@ -173,26 +141,13 @@ fn killed_at_every_step_of_destroy_doctor_mends_it(site: &Site) -> Result<()> {
         if !server.directory().exists() {
             site.ok(template.server("web1").command())?;
         }
-        killed(&with_fault(
-            site,
-            &["destroy", "web1"],
-            "destroy",
-            n,
-            "kill",
-        )?)?;
+        killed(&with_fault(site, &["destroy", "web1"], "destroy", n, "kill")?)?;
         site.ok(["doctor", "--fix"])?;
         if site.run(["status", "web1"])?.code == 0 {
-            site.ok(["destroy", "web1"])
-                .with_context(|| format!("after step {n}"))?;
+            site.ok(["destroy", "web1"]).with_context(|| format!("after step {n}"))?;
         }
-        ensure!(
-            site.servers().is_empty(),
-            "after step {n}: {:?}",
-            site.servers()
-        );
-        before
-            .compare_when_settled(&own(site))
-            .with_context(|| format!("after step {n}"))?;
+        ensure!(site.servers().is_empty(), "after step {n}: {:?}", site.servers());
+        before.compare_when_settled(&own(site)).with_context(|| format!("after step {n}"))?;
     }
     Ok(())
 }
@@ -203,43 +158,21 @@ fn a_create_that_fails_at_any_step_leaves_nothing(site: &Site) -> Result<()> {
     let before = present(site);
     for n in 1..=steps(site, &command)? {
         with_fault(site, &command, "create", n, "fail")?.complains(&["web1"])?;
-        ensure!(
-            site.servers().is_empty(),
-            "step {n} left {:?}",
-            site.servers()
-        );
-        before
-            .compare_when_settled(&own(site))
-            .with_context(|| format!("after step {n}"))?;
-        ensure!(
-            site.path("var/lib/vsos/ids")
-                .read_dir()
-                .map_or(0, Iterator::count)
-                == 0,
-            "step {n} left a number"
-        );
+        ensure!(site.servers().is_empty(), "step {n} left {:?}", site.servers());
+        before.compare_when_settled(&own(site)).with_context(|| format!("after step {n}"))?;
+        ensure!(site.path("var/lib/vsos/ids").read_dir().map_or(0, Iterator::count) == 0, "step {n} left a number");
     }
     let _server = template.server("web1").create()?;
     Ok(())
 }
 
 fn a_start_that_fails_at_any_step_leaves_nothing(site: &Site) -> Result<()> {
-    let server = site
-        .template("busybox")?
-        .server("web1")
-        .with("--memory 64M --cpus 1")
-        .create()?;
+    let server = site.template("busybox")?.server("web1").with("--memory 64M --cpus 1").create()?;
     let created = present(site);
     for n in 1..=steps(site, &["start", "web1"])? {
         with_fault(site, &["start", "web1"], "start", n, "fail")?.complains(&["web1"])?;
-        ensure!(
-            server.state()? == "stopped",
-            "step {n}: {}",
-            server.state()?
-        );
-        created
-            .compare_when_settled(&own(site))
-            .with_context(|| format!("after step {n}"))?;
+        ensure!(server.state()? == "stopped", "step {n}: {}", server.state()?);
+        created.compare_when_settled(&own(site)).with_context(|| format!("after step {n}"))?;
     }
     let server = server.start()?;
     ensure!(server.sh("echo alive")? == "alive");
@@ -252,10 +185,7 @@ fn killed_anywhere_the_next_command_copes_without_doctor(site: &Site) -> Result<
         killed(&with_fault(site, &["start", "web1"], "start", n, "kill")?)?;
         let done = site.run(["start", "web1"])?;
         ensure!(done.code == 0 || done.code == 32, "after step {n}: {done}");
-        ensure!(
-            site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive",
-            "step {n}"
-        );
+        ensure!(site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive", "step {n}");
         site.ok(["stop", "web1"])?;
         ensure!(server.state()? == "stopped");
     }
@@ -265,10 +195,8 @@ fn killed_anywhere_the_next_command_copes_without_doctor(site: &Site) -> Result<
 fn start_and_stop_at_once_a_hundred_times(site: &Site) -> Result<()> {
     let server = site.template("busybox")?.server("web1").create()?;
     for round in 1..=100 {
-        site.ok(["start", "web1"])
-            .with_context(|| format!("round {round}"))?;
-        site.ok(["stop", "web1"])
-            .with_context(|| format!("round {round}"))?;
+        site.ok(["start", "web1"]).with_context(|| format!("round {round}"))?;
+        site.ok(["stop", "web1"]).with_context(|| format!("round {round}"))?;
     }
     ensure!(server.state()? == "stopped");
     Ok(())
@@ -325,15 +253,8 @@ fn two_creates_of_one_name_at_once(site: &Site) -> Result<()> {
 /// Processes of this site that run `program` and have `word` on their command line.
 fn processes(site: &Site, program: &str, word: &str) -> Vec<i32> {
     let state = present(site);
-    let named = state.of("process").filter(|line| {
-        line.split(' ')
-            .nth(1)
-            .is_some_and(|exe| exe.contains(program))
-    });
-    named
-        .filter(|line| line.contains(word))
-        .filter_map(|line| line.split(' ').next()?.parse().ok())
-        .collect()
+    let named = state.of("process").filter(|line| line.split(' ').nth(1).is_some_and(|exe| exe.contains(program)));
+    named.filter(|line| line.contains(word)).filter_map(|line| line.split(' ').next()?.parse().ok()).collect()
 }
 
 fn kill_hard(pid: i32) -> Result<()> {
@@ -350,20 +271,11 @@ fn gone(pid: i32) -> Result<()> {
 /// The monitor of a server: as the status says, else the vsctl that names it.
 fn monitor(server: &Running) -> Result<i32> {
     let status = server.status()?;
-    if let Some(pid) = status["monitor"]
-        .as_i64()
-        .or_else(|| status["monitor_pid"].as_i64())
-    {
+    if let Some(pid) = status["monitor"].as_i64().or_else(|| status["monitor_pid"].as_i64()) {
         return Ok(i32::try_from(pid)?);
     }
     let found = processes(server.site(), "vsctl", server.name());
-    found.first().copied().with_context(|| {
-        format!(
-            "no monitor of {} in {:?}",
-            server.name(),
-            present(server.site())
-        )
-    })
+    found.first().copied().with_context(|| format!("no monitor of {} in {:?}", server.name(), present(server.site())))
 }
 
 fn a_killed_monitor_harms_no_server(site: &Site) -> Result<()> {
@@ -373,16 +285,11 @@ fn a_killed_monitor_harms_no_server(site: &Site) -> Result<()> {
     let old = monitor(&server)?;
     kill_hard(old)?;
     gone(old)?;
-    ensure!(
-        server.state()? == "running" && server.init_pid()? == init,
-        "the server died with its monitor"
-    );
+    ensure!(server.state()? == "running" && server.init_pid()? == init, "the server died with its monitor");
     ensure!(server.sh("pidof sleep")?.split_whitespace().count() == 1);
     // A new monitor has it: console and reboot work.
     site.ok(["doctor", "--fix"])?;
-    let new = eventually("a new monitor", GUEST_LIMIT, || {
-        monitor(&server).ok().filter(|pid| *pid != old)
-    })?;
+    let new = eventually("a new monitor", GUEST_LIMIT, || monitor(&server).ok().filter(|pid| *pid != old))?;
     ensure!(new != old);
     let mut console = server.terminal(&["console", "web1"])?;
     std::thread::sleep(std::time::Duration::from_millis(300));
@@ -412,37 +319,29 @@ fn a_killed_init_is_an_orderly_stop(site: &Site) -> Result<()> {
 }
 
 fn a_killed_fuse_worker_is_not_noticed(site: &Site) -> Result<()> {
-    let server = site
-        .template("busybox")?
-        .server("web1")
-        .with("--memory 64M")
-        .start()?;
+    let server = site.template("busybox")?.server("web1").with("--memory 64M").start()?;
     let total = || server.sh("awk '/^MemTotal/ { print $2 }' /proc/meminfo");
     ensure!(total()? == "65536");
     // The worker is the child of the supervisor.
     let all = processes(site, "lxcfs-fuse", "");
     let parent = |pid: i32| -> Option<i32> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit(')')
-            .next()?
-            .split_whitespace()
-            .nth(1)?
-            .parse()
-            .ok()
+        stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
     };
-    let workers: Vec<i32> = all
-        .iter()
-        .copied()
-        .filter(|pid| parent(*pid).is_some_and(|of| all.contains(&of)))
-        .collect();
+    let workers: Vec<i32> =
+        all.iter().copied().filter(|pid| parent(*pid).is_some_and(|of| all.contains(&of))).collect();
     ensure!(!workers.is_empty(), "no worker among {all:?}");
-    let mut reader = server.spawn(&["exec", "web1", "--", "sh", "-c", "i=0; while [ $i -lt 400 ]; do cat /proc/meminfo >/dev/null || exit 1; i=$((i+1)); done; echo all-read"])?;
+    let mut reader = server.spawn(&[
+        "exec",
+        "web1",
+        "--",
+        "sh",
+        "-c",
+        "i=0; while [ $i -lt 400 ]; do cat /proc/meminfo >/dev/null || exit 1; i=$((i+1)); done; echo all-read",
+    ])?;
     for _ in 0..3 {
         let all = processes(site, "lxcfs-fuse", "");
-        for pid in all
-            .iter()
-            .filter(|pid| parent(**pid).is_some_and(|of| all.contains(&of)))
-        {
+        for pid in all.iter().filter(|pid| parent(**pid).is_some_and(|of| all.contains(&of))) {
             // It may be gone already: the next one is on its way.
             let _ = kill_hard(*pid);
         }

@@ -48,24 +48,12 @@ promises![
 
 fn a_server_goes_through_its_whole_life(site: &Site) -> Result<()> {
     let server = site.template("busybox")?.server("web1").create()?;
-    ensure!(
-        server.state()? == "stopped",
-        "created, it is {}",
-        server.state()?
-    );
+    ensure!(server.state()? == "stopped", "created, it is {}", server.state()?);
     let running = server.start()?;
-    ensure!(
-        running.state()? == "running",
-        "started, it is {}",
-        running.state()?
-    );
+    ensure!(running.state()? == "running", "started, it is {}", running.state()?);
     ensure!(running.sh("echo hello")? == "hello");
     let server = running.stop()?;
-    ensure!(
-        server.state()? == "stopped",
-        "stopped, it is {}",
-        server.state()?
-    );
+    ensure!(server.state()? == "stopped", "stopped, it is {}", server.state()?);
     site.ok(["destroy", "web1"])?;
     site.run(["status", "web1"])?.failure(44, &["web1"])?;
     ensure!(!server.directory().exists(), "its files are still there");
@@ -73,11 +61,7 @@ fn a_server_goes_through_its_whole_life(site: &Site) -> Result<()> {
 }
 
 fn create_can_start_at_once(site: &Site) -> Result<()> {
-    let server = site
-        .template("busybox")?
-        .server("web1")
-        .with("--start")
-        .create()?;
+    let server = site.template("busybox")?.server("web1").with("--start").create()?;
     ensure!(server.state()? == "running");
     Ok(())
 }
@@ -89,8 +73,7 @@ fn start_can_wait_until_the_guest_is_ready(site: &Site) -> Result<()> {
         server.reaches("running")?;
         site.ok(["stop", "web1", "--kill"])?;
     }
-    site.run(["start", "web1", "--wait=soon"])?
-        .complains(&["soon"])?;
+    site.run(["start", "web1", "--wait=soon"])?.complains(&["soon"])?;
     Ok(())
 }
 
@@ -98,68 +81,27 @@ fn a_rescue_start_gives_a_shell(site: &Site) -> Result<()> {
     let server = site.template("busybox")?.server("web1").create()?;
     site.ok(["start", "web1", "--rescue"])?;
     ensure!(server.state()? == "running");
-    let done = site
-        .ok([
-            "exec",
-            "web1",
-            "--",
-            "sh",
-            "-c",
-            "echo alive; ps | grep -c crond",
-        ])
-        .or_else(|_| {
-            // grep -c says 0 with exit status 1, which is the good case.
-            site.ok([
-                "exec",
-                "web1",
-                "--",
-                "sh",
-                "-c",
-                "echo alive; ps | grep crond | grep -vc grep; true",
-            ])
-        })?;
+    let done = site.ok(["exec", "web1", "--", "sh", "-c", "echo alive; ps | grep -c crond"]).or_else(|_| {
+        // grep -c says 0 with exit status 1, which is the good case.
+        site.ok(["exec", "web1", "--", "sh", "-c", "echo alive; ps | grep crond | grep -vc grep; true"])
+    })?;
     ensure!(done.text().starts_with("alive"));
-    ensure!(
-        done.text().ends_with('0'),
-        "services run in a rescue start: {}",
-        done.text()
-    );
+    ensure!(done.text().ends_with('0'), "services run in a rescue start: {}", done.text());
     Ok(())
 }
 
 fn status_tells_scripts_what_they_need(site: &Site) -> Result<()> {
-    let server = site
-        .template("busybox")?
-        .server("web1")
-        .with("--memory 128M --cpus 1.5")
-        .start()?;
+    let server = site.template("busybox")?.server("web1").with("--memory 128M --cpus 1.5").start()?;
     let status = server.status()?;
-    ensure!(
-        status["name"] == "web1" && status["state"] == "running",
-        "{status}"
-    );
+    ensure!(status["name"] == "web1" && status["state"] == "running", "{status}");
     let pid = status["pid"].as_u64().context("no pid")?;
-    ensure!(
-        fs::read_to_string(format!("/proc/{pid}/status"))?.contains("NSpid:"),
-        "{pid} is no process"
-    );
+    ensure!(fs::read_to_string(format!("/proc/{pid}/status"))?.contains("NSpid:"), "{pid} is no process");
     ensure!(status["uptime_s"].is_number(), "{status}");
-    ensure!(
-        status["addresses"]
-            .as_array()
-            .is_some_and(|list| !list.is_empty()),
-        "{status}"
-    );
-    ensure!(
-        !status["memory"].is_null() && !status["cpus"].is_null(),
-        "{status}"
-    );
+    ensure!(status["addresses"].as_array().is_some_and(|list| !list.is_empty()), "{status}");
+    ensure!(!status["memory"].is_null() && !status["cpus"].is_null(), "{status}");
     let server = server.stop()?;
     let status = server.status()?;
-    ensure!(
-        status["state"] == "stopped" && status["pid"].is_null(),
-        "{status}"
-    );
+    ensure!(status["state"] == "stopped" && status["pid"].is_null(), "{status}");
     Ok(())
 }
 
@@ -179,11 +121,7 @@ fn what_prints_speaks_json(site: &Site) -> Result<()> {
         &["doctor"],
     ] {
         let value = site.json(command.iter().copied().chain(["--json"]))?;
-        ensure!(
-            value.is_array() || value.is_object(),
-            "vsctl {} --json is {value}",
-            command.join(" ")
-        );
+        ensure!(value.is_array() || value.is_object(), "vsctl {} --json is {value}", command.join(" "));
     }
     // Events come one by one, so each line is a value.
     for line in site.ok(["events", "--json"])?.text().lines() {
@@ -196,39 +134,24 @@ fn what_changes_shows_its_plan_and_changes_nothing(site: &Site) -> Result<()> {
     let template = site.template("busybox")?;
     let plan = |command: &[&str]| -> Result<String> {
         let text = site.ok(command.iter().copied().chain(["--plan"]))?.text();
-        ensure!(
-            !text.is_empty(),
-            "vsctl {} --plan says nothing",
-            command.join(" ")
-        );
+        ensure!(!text.is_empty(), "vsctl {} --plan says nothing", command.join(" "));
         Ok(text)
     };
     plan(&["create", "web1", "--template", "busybox"])?;
     ensure!(site.servers().is_empty(), "create --plan created something");
     let server = template.server("web1").create()?;
     let steps = plan(&["start", "web1"])?;
-    ensure!(
-        steps.contains("web1"),
-        "the plan does not name the server:\n{steps}"
-    );
+    ensure!(steps.contains("web1"), "the plan does not name the server:\n{steps}");
     plan(&["set", "web1", "memory=64M"])?;
     plan(&["rename", "web1", "web2"])?;
     plan(&["destroy", "web1"])?;
     ensure!(server.state()? == "stopped" && server.directory().exists());
     let server = server.start()?;
     let pid = server.init_pid()?;
-    for command in [
-        &["stop", "web1"][..],
-        &["restart", "web1"],
-        &["freeze", "web1"],
-        &["destroy", "--force", "web1"],
-    ] {
+    for command in [&["stop", "web1"][..], &["restart", "web1"], &["freeze", "web1"], &["destroy", "--force", "web1"]] {
         plan(command)?;
     }
-    ensure!(
-        server.init_pid()? == pid && server.state()? == "running",
-        "a plan was carried out"
-    );
+    ensure!(server.init_pid()? == pid && server.state()? == "running", "a plan was carried out");
     Ok(())
 }
 
@@ -240,14 +163,9 @@ fn several_names_in_one_command(site: &Site) -> Result<()> {
         ensure!(server.state()? == "running", "{}", server.name());
     }
     // One that fails does not keep the others from being done.
-    site.run(["stop", "web1", "nobody", "web2", "web3"])?
-        .failure(44, &["nobody"])?;
+    site.run(["stop", "web1", "nobody", "web2", "web3"])?.failure(44, &["nobody"])?;
     for server in servers.iter().flatten() {
-        ensure!(
-            server.state()? == "stopped",
-            "{} was not stopped",
-            server.name()
-        );
+        ensure!(server.state()? == "stopped", "{} was not stopped", server.name());
     }
     site.ok(["destroy", "web1", "web2", "web3"])?;
     ensure!(site.servers().is_empty());
@@ -259,57 +177,27 @@ fn list_has_columns_order_and_no_header(site: &Site) -> Result<()> {
     let _stopped = template.server("beta").create()?;
     let _running = template.server("alpha").start()?;
     let running = site.ok(["list", "-H", "-o", "name"])?.text();
-    ensure!(
-        running == "alpha",
-        "list without -a shows what runs: {running:?}"
-    );
-    let all = site
-        .ok(["list", "-a", "-H", "-o", "name,state", "-s", "name"])?
-        .text();
+    ensure!(running == "alpha", "list without -a shows what runs: {running:?}");
+    let all = site.ok(["list", "-a", "-H", "-o", "name,state", "-s", "name"])?.text();
     let words: Vec<&str> = all.split_whitespace().collect();
     ensure!(words == ["alpha", "running", "beta", "stopped"], "{all:?}");
-    let reversed = site
-        .ok(["list", "-a", "-H", "-o", "name", "-s", "-name"])?
-        .text();
-    ensure!(
-        reversed.split_whitespace().eq(["beta", "alpha"]),
-        "{reversed:?}"
-    );
-    ensure!(
-        site.ok(["list", "-a"])?.text().lines().count() == 3,
-        "a header and two servers"
-    );
+    let reversed = site.ok(["list", "-a", "-H", "-o", "name", "-s", "-name"])?.text();
+    ensure!(reversed.split_whitespace().eq(["beta", "alpha"]), "{reversed:?}");
+    ensure!(site.ok(["list", "-a"])?.text().lines().count() == 3, "a header and two servers");
     site.run(["list", "-o", "nmae"])?.complains(&["nmae"])?;
     Ok(())
 }
 
 fn a_limit_changes_at_once_and_stays(site: &Site) -> Result<()> {
-    let server = site
-        .template("busybox")?
-        .server("web1")
-        .with("--memory 64M --cpus 1 --pids 100")
-        .start()?;
-    let total = |server: &system_tests::server::Running| {
-        server.sh("awk '/^MemTotal/ { print $2 }' /proc/meminfo")
-    };
+    let server = site.template("busybox")?.server("web1").with("--memory 64M --cpus 1 --pids 100").start()?;
+    let total = |server: &system_tests::server::Running| server.sh("awk '/^MemTotal/ { print $2 }' /proc/meminfo");
     ensure!(total(&server)? == "65536", "{}", total(&server)?);
     site.ok(["set", "web1", "memory=96M", "cpus=2", "pids=120"])?;
-    ensure!(
-        total(&server)? == "98304",
-        "the change is not there at once: {}",
-        total(&server)?
-    );
+    ensure!(total(&server)? == "98304", "the change is not there at once: {}", total(&server)?);
     let spec = fs::read_to_string(server.directory().join("server.toml"))?;
-    ensure!(
-        spec.contains("96M") || spec.contains("100663296"),
-        "not saved:\n{spec}"
-    );
+    ensure!(spec.contains("96M") || spec.contains("100663296"), "not saved:\n{spec}");
     let server = server.stop()?.start()?;
-    ensure!(
-        total(&server)? == "98304",
-        "it did not stay: {}",
-        total(&server)?
-    );
+    ensure!(total(&server)? == "98304", "it did not stay: {}", total(&server)?);
     Ok(())
 }
 
@@ -317,15 +205,10 @@ fn a_change_that_needs_a_restart_says_so(site: &Site) -> Result<()> {
     let server = site.template("busybox")?.server("web1").start()?;
     let done = site.ok(["set", "web1", "migratable=true"])?;
     let said = done.text() + &done.errors();
-    ensure!(
-        said.contains("restart") && said.contains("migratable"),
-        "{done}"
-    );
+    ensure!(said.contains("restart") && said.contains("migratable"), "{done}");
     ensure!(server.state()? == "running");
-    site.run(["set", "web1", "memroy=64M"])?
-        .complains(&["memroy", "memory"])?;
-    site.run(["set", "web1", "memory"])?
-        .complains(&["memory"])?;
+    site.run(["set", "web1", "memroy=64M"])?.complains(&["memroy", "memory"])?;
+    site.run(["set", "web1", "memory"])?.complains(&["memory"])?;
     Ok(())
 }
 
@@ -333,18 +216,12 @@ fn a_spec_may_be_edited_by_hand(site: &Site) -> Result<()> {
     let server = site.template("busybox")?.server("web1").create()?;
     let file = server.directory().join("server.toml");
     let spec = fs::read_to_string(&file)?;
-    fs::write(
-        &file,
-        format!("# written by hand\nmemory = \"80M\"\n{spec}"),
-    )?;
+    fs::write(&file, format!("# written by hand\nmemory = \"80M\"\n{spec}"))?;
     let server = server.start()?;
     ensure!(server.sh("awk '/^MemTotal/ { print $2 }' /proc/meminfo")? == "81920");
     site.ok(["set", "web1", "pids=99"])?;
     let spec = fs::read_to_string(&file)?;
-    ensure!(
-        spec.contains("# written by hand"),
-        "set threw the owner's comment away:\n{spec}"
-    );
+    ensure!(spec.contains("# written by hand"), "set threw the owner's comment away:\n{spec}");
     Ok(())
 }
 
@@ -353,24 +230,15 @@ fn edit_opens_the_spec_and_checks_it(site: &Site) -> Result<()> {
     let file = server.directory().join("server.toml");
     let editor = site.path("editor.sh");
     let edit = |line: &str| -> Result<_> {
-        fs::write(
-            &editor,
-            format!("#!/bin/sh\nprintf '%s\\n' '{line}' >>\"$1\"\n"),
-        )?;
-        let call = site
-            .vsctl(["edit", "web1"])
-            .env("EDITOR", format!("sh {}", editor.display()))
-            .env("VISUAL", "");
+        fs::write(&editor, format!("#!/bin/sh\nprintf '%s\\n' '{line}' >>\"$1\"\n"))?;
+        let call = site.vsctl(["edit", "web1"]).env("EDITOR", format!("sh {}", editor.display())).env("VISUAL", "");
         site.keep(call)
     };
     edit("pids = 77")?.success()?;
     ensure!(fs::read_to_string(&file)?.contains("pids = 77"));
     let before = fs::read_to_string(&file)?;
     edit("pdis = 78")?.complains(&["pdis"])?;
-    ensure!(
-        fs::read_to_string(&file)? == before,
-        "a bad edit reached the spec"
-    );
+    ensure!(fs::read_to_string(&file)? == before, "a bad edit reached the spec");
     Ok(())
 }
 
@@ -395,15 +263,10 @@ fn frozen_means_nothing_moves(site: &Site) -> Result<()> {
     let root = format!("/proc/{}/root/root/count", server.init_pid()?);
     let count = fs::read_to_string(&root)?;
     std::thread::sleep(Duration::from_millis(200));
-    ensure!(
-        fs::read_to_string(&root)? == count,
-        "it counts on although it is frozen"
-    );
+    ensure!(fs::read_to_string(&root)? == count, "it counts on although it is frozen");
     site.ok(["thaw", "web1"])?;
     ensure!(server.state()? == "running");
-    eventually("the counter goes on", GUEST_LIMIT, || {
-        (fs::read_to_string(&root).ok()? != count).then_some(())
-    })
+    eventually("the counter goes on", GUEST_LIMIT, || (fs::read_to_string(&root).ok()? != count).then_some(()))
 }
 
 fn a_frozen_server_can_be_stopped(site: &Site) -> Result<()> {
@@ -433,8 +296,7 @@ fn wait_returns_when_the_state_is_reached(site: &Site) -> Result<()> {
     ensure!(waiting.is_running(), "it did not wait: {}", waiting.wait()?);
     let _server = server.start()?;
     waiting.wait()?.success()?;
-    site.run(["wait", "web1", "dancing"])?
-        .complains(&["dancing"])?;
+    site.run(["wait", "web1", "dancing"])?.complains(&["dancing"])?;
     Ok(())
 }
 
@@ -444,14 +306,9 @@ fn events_tell_what_happened(site: &Site) -> Result<()> {
     template.server("web1").start()?.stop()?;
     eventually("events of web1", GUEST_LIMIT, || {
         let events = site.run(["events"]).ok()?.text();
-        (events.contains("web1") && events.contains("running") || events.contains("start"))
-            .then_some(())
+        (events.contains("web1") && events.contains("running") || events.contains("start")).then_some(())
     })?;
-    ensure!(
-        follower.is_running(),
-        "events --follow ended: {}",
-        follower.wait()?
-    );
+    ensure!(follower.is_running(), "events --follow ended: {}", follower.wait()?);
     follower.kill();
     let followed = follower.wait()?.text();
     ensure!(followed.contains("web1"), "the follower saw {followed:?}");
@@ -463,15 +320,9 @@ fn top_prints_once_in_batch_mode(site: &Site) -> Result<()> {
     let _one = template.server("web1").with("--memory 64M").start()?;
     let _two = template.server("web2").start()?;
     let text = site.ok(["top", "--batch"])?.text();
-    ensure!(
-        text.contains("web1") && text.contains("web2") && text.contains("running"),
-        "{text}"
-    );
+    ensure!(text.contains("web1") && text.contains("web2") && text.contains("running"), "{text}");
     ensure!(text.contains("64"), "the limit is not shown:\n{text}");
-    ensure!(
-        !text.contains('\u{1b}'),
-        "batch output has no terminal codes:\n{text:?}"
-    );
+    ensure!(!text.contains('\u{1b}'), "batch output has no terminal codes:\n{text:?}");
     Ok(())
 }
 
@@ -482,10 +333,7 @@ fn ps_and_pid_know_whose_a_process_is(site: &Site) -> Result<()> {
     one.sh("sleep 1234 >/dev/null 2>&1 </dev/null &")?;
     let all = site.ok(["ps"])?.text();
     ensure!(all.contains("web1") && all.contains("web2"), "{all}");
-    let line = all
-        .lines()
-        .find(|line| line.contains("sleep 1234"))
-        .with_context(|| format!("no sleep in\n{all}"))?;
+    let line = all.lines().find(|line| line.contains("sleep 1234")).with_context(|| format!("no sleep in\n{all}"))?;
     ensure!(line.contains("web1"), "{line}");
     ensure!(!site.ok(["ps", "web2"])?.text().contains("sleep 1234"));
     let init = one.init_pid()?.to_string();
@@ -501,16 +349,8 @@ fn push_and_pull_bring_files_there_and_back(site: &Site) -> Result<()> {
     fs::create_dir_all(there.join("sub"))?;
     fs::write(there.join("sub/file"), &bytes)?;
     let shown = |path: &std::path::Path| path.display().to_string();
-    site.ok([
-        "push",
-        "web1",
-        &shown(&there.join("sub/file")),
-        "/root/file",
-    ])?;
-    ensure!(
-        server.sh("stat -c '%u:%g' /root/file")? == "0:0",
-        "it does not belong to the guest's root"
-    );
+    site.ok(["push", "web1", &shown(&there.join("sub/file")), "/root/file"])?;
+    ensure!(server.sh("stat -c '%u:%g' /root/file")? == "0:0", "it does not belong to the guest's root");
     ensure!(server.sh("wc -c </root/file")? == "100000");
     site.ok(["pull", "web1", "/root/file", &shown(&back)])?;
     ensure!(fs::read(&back)? == bytes);
@@ -519,12 +359,8 @@ fn push_and_pull_bring_files_there_and_back(site: &Site) -> Result<()> {
     // A link that the guest laid must not lead to the host's files.
     server.sh("ln -s /etc/hostname /root/link; ln -s /../../../../../../../etc /root/up")?;
     site.ok(["pull", "web1", "/root/link", &shown(&back)])?;
-    ensure!(
-        fs::read_to_string(&back)?.trim() == server.sh("cat /etc/hostname")?,
-        "the link led to the host"
-    );
-    site.run(["pull", "web1", "/root/none", &shown(&back)])?
-        .complains(&["/root/none"])?;
+    ensure!(fs::read_to_string(&back)?.trim() == server.sh("cat /etc/hostname")?, "the link led to the host");
+    site.run(["pull", "web1", "/root/none", &shown(&back)])?.complains(&["/root/none"])?;
     Ok(())
 }
 
@@ -559,20 +395,9 @@ fn installations_live_side_by_side(site: &Site) -> Result<()> {
     let other = Site::new()?;
     let one = site.template("busybox")?.server("web1").start()?;
     let two = other.template("busybox")?.server("web1").start()?;
-    ensure!(
-        fs::exists(format!("/sys/class/net/{}", site.bridge()))?,
-        "the bridge is not called {}",
-        site.bridge()
-    );
-    ensure!(
-        fs::exists(format!("/sys/class/net/{}", other.bridge()))?,
-        "the bridge is not called {}",
-        other.bridge()
-    );
-    ensure!(
-        one.ipv4()? != two.ipv4()?,
-        "two installations chose the same address"
-    );
+    ensure!(fs::exists(format!("/sys/class/net/{}", site.bridge()))?, "the bridge is not called {}", site.bridge());
+    ensure!(fs::exists(format!("/sys/class/net/{}", other.bridge()))?, "the bridge is not called {}", other.bridge());
+    ensure!(one.ipv4()? != two.ipv4()?, "two installations chose the same address");
     let _one = one.stop()?;
     ensure!(two.state()? == "running" && two.sh("echo alive")? == "alive");
     drop(two);
@@ -585,10 +410,7 @@ fn doctor_finds_a_sound_host_sound(site: &Site) -> Result<()> {
     let server = site.template("busybox")?.server("web1").start()?;
     site.ok(["doctor"])?;
     site.ok(["doctor", "--fix"])?;
-    ensure!(
-        server.state()? == "running",
-        "doctor mended what was not broken"
-    );
+    ensure!(server.state()? == "running", "doctor mended what was not broken");
     Ok(())
 }
 
@@ -597,10 +419,7 @@ fn the_programs_are_static(_: &Site) -> Result<()> {
         let bytes = fs::read(system_tests::site::programs()?.join(program))?;
         // A dynamic program names its loader.
         let loader = b"ld-linux";
-        ensure!(
-            !bytes.windows(loader.len()).any(|part| part == loader) || program == "vsctl",
-            "{program} is dynamic"
-        );
+        ensure!(!bytes.windows(loader.len()).any(|part| part == loader) || program == "vsctl", "{program} is dynamic");
     }
     let size = fs::metadata(system_tests::site::programs()?.join("vsinit"))?.len();
     ensure!(size <= 2 << 20, "vsinit has {size} bytes");
@@ -613,12 +432,7 @@ fn reboot_from_inside_keeps_address_and_data(site: &Site, template: &str) -> Res
     let (init, address) = (server.init_pid()?, server.ipv4()?);
     site.run(["exec", "web1", "--", "reboot"])?;
     server.next_init(init)?;
-    ensure!(
-        server.ipv4()? == address,
-        "{} became {}",
-        address,
-        server.ipv4()?
-    );
+    ensure!(server.ipv4()? == address, "{} became {}", address, server.ipv4()?);
     server.until("true")?;
     ensure!(server.file("/root/data")? == "kept");
     ensure!(server.sh("ip -4 address show eth0")?.contains(&address));

@@ -32,11 +32,7 @@ promises![
 fn ping(server: &Running, address: &str) -> Result<()> {
     let family = if address.contains(':') { "-6" } else { "-4" };
     let done = server.exec(&["ping", family, "-c", "1", "-W", "5", address])?;
-    ensure!(
-        done.code == 0,
-        "{} does not reach {address}:\n{done}",
-        server.name()
-    );
+    ensure!(done.code == 0, "{} does not reach {address}:\n{done}", server.name());
     Ok(())
 }
 
@@ -50,24 +46,13 @@ fn both_families_work_at_once(site: &Site, template: &str) -> Result<()> {
     let server = site.template(template)?.server("web1").start()?;
     let (four, six) = (server.ipv4()?, server.ipv6()?);
     let shown = server.sh("ip address show dev eth0")?;
-    ensure!(
-        shown.contains(&four) && shown.contains(&six),
-        "{four} and {six} are not in\n{shown}"
-    );
-    ensure!(
-        !shown.contains("tentative"),
-        "an address waits for duplicate detection:\n{shown}"
-    );
+    ensure!(shown.contains(&four) && shown.contains(&six), "{four} and {six} are not in\n{shown}");
+    ensure!(!shown.contains("tentative"), "an address waits for duplicate detection:\n{shown}");
     let parsed: Ipv6Addr = six.parse()?;
-    ensure!(
-        parsed.segments()[0] & 0xfe00 == 0xfc00,
-        "{six} is no unique local address"
-    );
+    ensure!(parsed.segments()[0] & 0xfe00 == 0xfc00, "{six} is no unique local address");
     let (via_four, via_six) = (server.gateway("-4")?, server.gateway("-6")?);
     if template != "busybox" && server.exec(&["ping", "-V"])?.code != 0 {
-        return Err(system_tests::promise::skip(
-            "the distribution's minimal root has no ping",
-        ));
+        return Err(system_tests::promise::skip("the distribution's minimal root has no ping"));
     }
     ping(&server, &via_four)?;
     ping(&server, &via_six)
@@ -79,16 +64,9 @@ fn eth0_has_the_address_of_its_spec(site: &Site) -> Result<()> {
     let mut octets = first.ipv4()?.parse::<Ipv4Addr>()?.octets();
     octets[3] = 77;
     let wanted = Ipv4Addr::from(octets);
-    let server = template
-        .server("web1")
-        .with(&format!("--ip {wanted}/24"))
-        .start()?;
+    let server = template.server("web1").with(&format!("--ip {wanted}/24")).start()?;
     ensure!(server.ipv4()? == wanted.to_string());
-    ensure!(
-        server
-            .sh("ip -4 address show eth0")?
-            .contains(&format!("{wanted}/24"))
-    );
+    ensure!(server.sh("ip -4 address show eth0")?.contains(&format!("{wanted}/24")));
     ensure!(server.gateway("-4")? == first.gateway("-4")?);
     ping(&server, &first.ipv4()?)
 }
@@ -108,13 +86,8 @@ fn it_reaches_the_outside_translated(site: &Site) -> Result<()> {
     let outside = Outside::new(&site.suffix())?;
     let server = site.template("busybox")?.server("web1").start()?;
     // Nothing out there has a route back to the server: what is answered was translated.
-    let back = outside
-        .command(&["ip", "route", "get", &server.ipv4()?])
-        .run()?;
-    ensure!(
-        back.code != 0,
-        "the outside has a route back, so it proves nothing:\n{back}"
-    );
+    let back = outside.command(&["ip", "route", "get", &server.ipv4()?]).run()?;
+    ensure!(back.code != 0, "the outside has a route back, so it proves nothing:\n{back}");
     ping(&server, OUTSIDE_V4)?;
     ping(&server, OUTSIDE_V6)?;
     // TCP too, and the far end sees the host's address, not the server's.
@@ -129,9 +102,7 @@ fn it_reaches_the_outside_translated(site: &Site) -> Result<()> {
 fn the_host_reaches_it(site: &Site) -> Result<()> {
     let server = site.template("busybox")?.server("web1").start()?;
     for (family, address) in [("-4", server.ipv4()?), ("-6", server.ipv6()?)] {
-        Invocation::new("busybox")
-            .args(["ping", family, "-c", "1", "-W", "5", &address])
-            .succeed()?;
+        Invocation::new("busybox").args(["ping", family, "-c", "1", "-W", "5", &address]).succeed()?;
     }
     Ok(())
 }
@@ -151,28 +122,18 @@ fn it_cannot_take_anothers_address(site: &Site) -> Result<()> {
         no_ping(&thief, &["-I", &stolen, &gateway])?;
         thief.sh(&format!("ip address del {stolen}/24 dev eth0"))?;
     }
-    thief.sh(
-        "ip link set eth0 down; ip link set eth0 address 02:11:22:33:44:55; ip link set eth0 up",
-    )?;
+    thief.sh("ip link set eth0 down; ip link set eth0 address 02:11:22:33:44:55; ip link set eth0 up")?;
     no_ping(&thief, &[&gateway])
 }
 
 fn it_cannot_see_or_change_the_hosts_links(site: &Site) -> Result<()> {
     let server = site.template("busybox")?.server("web1").start()?;
-    let links =
-        server.sh("ls /sys/class/net 2>/dev/null || ip -o link | cut -d : -f 2 | cut -d @ -f 1")?;
-    let mut links: Vec<&str> = links
-        .split_whitespace()
-        .filter(|name| !name.contains("masters"))
-        .collect();
+    let links = server.sh("ls /sys/class/net 2>/dev/null || ip -o link | cut -d : -f 2 | cut -d @ -f 1")?;
+    let mut links: Vec<&str> = links.split_whitespace().filter(|name| !name.contains("masters")).collect();
     links.sort_unstable();
     // The kernel makes tunnel devices of its own in each namespace where their modules are loaded.
     links.retain(|name| {
-        ![
-            "tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0",
-            "ip6gre0",
-        ]
-        .contains(name)
+        !["tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6gre0"].contains(name)
     });
     ensure!(links == ["eth0", "lo"], "{links:?}");
     server.sh_fails(&format!("ip link set {} down", site.bridge()))?;
@@ -202,19 +163,12 @@ fn the_subnet_avoids_what_the_host_routes(site: &Site) -> Result<()> {
     })();
     ip(&format!("link delete {link}"))?;
     let second = tried?;
-    ensure!(
-        first.octets()[..3] != second.octets()[..3],
-        "{second} lies in a subnet that the host had already"
-    );
+    ensure!(first.octets()[..3] != second.octets()[..3], "{second} lies in a subnet that the host had already");
     Ok(())
 }
 
 fn without_a_network_there_is_only_lo(site: &Site) -> Result<()> {
-    let server = site
-        .template("busybox")?
-        .server("web1")
-        .with("--net none")
-        .start()?;
+    let server = site.template("busybox")?.server("web1").with("--net none").start()?;
     ensure!(!server.sh("ip -o link")?.contains("eth0"));
     ping(&server, "127.0.0.1")?;
     ensure!(server.addresses()?.is_empty());
@@ -229,10 +183,7 @@ fn several_addresses_are_all_there(site: &Site) -> Result<()> {
     let one = Ipv4Addr::from(octets);
     octets[3] = 92;
     let two = Ipv4Addr::from(octets);
-    let server = template
-        .server("web1")
-        .with(&format!("--ip {one}/24 --ip {two}/24"))
-        .start()?;
+    let server = template.server("web1").with(&format!("--ip {one}/24 --ip {two}/24")).start()?;
     for address in [one, two] {
         ping(&first, &address.to_string())?;
     }
@@ -248,7 +199,10 @@ fn addresses_and_hardware_addresses_are_never_shared(site: &Site) -> Result<()> 
         let server = server?;
         // Kept running until the end, so that nothing is handed out twice in turn.
         let mut values = server.addresses()?;
-        values.push(server.sh("cat /sys/class/net/eth0/address 2>/dev/null || ip link show eth0 | awk '/ether/ { print $2 }'")?);
+        values.push(
+            server
+                .sh("cat /sys/class/net/eth0/address 2>/dev/null || ip link show eth0 | awk '/ether/ { print $2 }'")?,
+        );
         for value in values {
             ensure!(seen.insert(value.clone()), "{value} is there twice");
         }
@@ -266,52 +220,28 @@ fn the_last_stop_takes_bridge_and_firewall_away(site: &Site) -> Result<()> {
     let two = template.server("web2").start()?;
     let bridge = format!("/sys/class/net/{}", site.bridge());
     let _one = one.stop()?;
-    ensure!(
-        std::fs::exists(&bridge)?,
-        "the bridge is gone while a server needs it"
-    );
+    ensure!(std::fs::exists(&bridge)?, "the bridge is gone while a server needs it");
     ping(&two, &two.gateway("-4")?)?;
     let _two = two.stop()?;
-    ensure!(
-        !std::fs::exists(&bridge)?,
-        "nobody needs the bridge any more"
-    );
-    let tables = Invocation::new("nft")
-        .args(["list", "tables"])
-        .succeed()?
-        .text();
-    ensure!(
-        !tables.contains(&format!("vsos_{}", site.suffix())),
-        "{tables}"
-    );
+    ensure!(!std::fs::exists(&bridge)?, "nobody needs the bridge any more");
+    let tables = Invocation::new("nft").args(["list", "tables"]).succeed()?.text();
+    ensure!(!tables.contains(&format!("vsos_{}", site.suffix())), "{tables}");
     Ok(())
 }
 
 fn names_resolve_as_on_the_host(site: &Site, template: &str) -> Result<()> {
     let server = site.template(template)?.server("web1").start()?;
     let of = |text: &str| -> Vec<String> {
-        let lines = text
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("nameserver"));
+        let lines = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
         lines.map(|rest| rest.trim().to_owned()).collect()
     };
-    let host =
-        of(&std::fs::read_to_string("/etc/resolv.conf").context("the host has no resolv.conf")?);
+    let host = of(&std::fs::read_to_string("/etc/resolv.conf").context("the host has no resolv.conf")?);
     let inside = of(&server.file("/etc/resolv.conf")?);
-    if host
-        .iter()
-        .any(|address| address.starts_with("127.") || address == "::1")
-    {
+    if host.iter().any(|address| address.starts_with("127.") || address == "::1") {
         // The host's own resolver listens where the server cannot reach; another one has to stand there.
-        ensure!(
-            !inside.iter().any(|address| address.starts_with("127.")),
-            "{inside:?}"
-        );
+        ensure!(!inside.iter().any(|address| address.starts_with("127.")), "{inside:?}");
     } else {
-        ensure!(
-            inside == host,
-            "the host asks {host:?}, the server {inside:?}"
-        );
+        ensure!(inside == host, "the host asks {host:?}, the server {inside:?}");
     }
     ensure!(server.sh("grep -w web1 /etc/hosts")?.contains("web1"));
     Ok(())

@@ -36,13 +36,8 @@ promises![
 ];
 
 fn status_line(text: &str, key: &str) -> Result<String> {
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-    Ok(line
-        .with_context(|| format!("no {key} in {text}"))?
-        .trim()
-        .to_owned())
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    Ok(line.with_context(|| format!("no {key} in {text}"))?.trim().to_owned())
 }
 
 fn root_inside_is_nobody_outside(site: &Site, template: &str) -> Result<()> {
@@ -54,65 +49,39 @@ fn root_inside_is_nobody_outside(site: &Site, template: &str) -> Result<()> {
     ensure!(outside >= 65_536, "root inside is {outside} outside");
     let map = server.file("/proc/self/uid_map")?;
     let words: Vec<&str> = map.split_whitespace().collect();
-    ensure!(
-        words.len() == 3 && words[0] == "0" && words[2] == "65536",
-        "{map}"
-    );
+    ensure!(words.len() == 3 && words[0] == "0" && words[2] == "65536", "{map}");
     Ok(())
 }
 
 fn no_two_servers_share_an_id(site: &Site) -> Result<()> {
     let template = site.template("busybox")?;
-    let servers = [
-        template.server("a").start()?,
-        template.server("b").start()?,
-        template.server("c").start()?,
-    ];
+    let servers = [template.server("a").start()?, template.server("b").start()?, template.server("c").start()?];
     let mut starts = Vec::new();
     for server in &servers {
         let map = fs::read_to_string(format!("/proc/{}/uid_map", server.init_pid()?))?;
-        starts.push(
-            map.split_whitespace()
-                .nth(1)
-                .context("no map")?
-                .parse::<u64>()?,
-        );
+        starts.push(map.split_whitespace().nth(1).context("no map")?.parse::<u64>()?);
         ensure!(
             map == fs::read_to_string(format!("/proc/{}/gid_map", server.init_pid()?))?,
             "groups differ from users"
         );
     }
     starts.sort_unstable();
-    ensure!(
-        starts.windows(2).all(|pair| pair[1] - pair[0] >= 65_536),
-        "{starts:?} overlap"
-    );
+    ensure!(starts.windows(2).all(|pair| pair[1] - pair[0] >= 65_536), "{starts:?} overlap");
     Ok(())
 }
 
 fn files_on_disk_keep_plain_owners(site: &Site) -> Result<()> {
     for (name, flags) in [("over", ""), ("full", "--volume dir")] {
         let server = site.template("busybox")?.server(name).with(flags).start()?;
-        server.sh(
-            "echo x >/root/plain-owner; chown 1234:4321 /root/plain-owner; echo y >/root/of-root",
-        )?;
+        server.sh("echo x >/root/plain-owner; chown 1234:4321 /root/plain-owner; echo y >/root/of-root")?;
         let server = server.stop()?;
         let volume = server.directory().join("volume");
         let owner = |name: &str| -> Result<(u32, u32)> {
-            let found = find(&volume, name)
-                .with_context(|| format!("no {name} below {}", volume.display()))?;
+            let found = find(&volume, name).with_context(|| format!("no {name} below {}", volume.display()))?;
             Ok((found.uid(), found.gid()))
         };
-        ensure!(
-            owner("plain-owner")? == (1234, 4321),
-            "{name}: {:?}",
-            owner("plain-owner")?
-        );
-        ensure!(
-            owner("of-root")? == (0, 0),
-            "{name}: {:?}",
-            owner("of-root")?
-        );
+        ensure!(owner("plain-owner")? == (1234, 4321), "{name}: {:?}", owner("plain-owner")?);
+        ensure!(owner("of-root")? == (0, 0), "{name}: {:?}", owner("of-root")?);
     }
     Ok(())
 }
@@ -138,32 +107,18 @@ fn every_namespace_is_its_own(site: &Site, template: &str) -> Result<()> {
         let (host, guest) = (of("self")?, of(&server.init_pid()?.to_string())?);
         ensure!(host != guest, "the {kind} namespace is the host's");
         let inside = server.sh(&format!("readlink /proc/self/ns/{kind}"))?;
-        ensure!(
-            Path::new(&inside) == guest,
-            "a command from outside is in another {kind} namespace than init"
-        );
+        ensure!(Path::new(&inside) == guest, "a command from outside is in another {kind} namespace than init");
     }
     Ok(())
 }
 
 /// A device that the host can open, that every uid may open by its mode, and that no server needs.
 fn spare_device(site: &Site) -> Result<(String, u64)> {
-    for node in [
-        "/dev/loop-control",
-        "/dev/kvm",
-        "/dev/vhost-net",
-        "/dev/hwrng",
-        "/dev/autofs",
-        "/dev/cpu_dma_latency",
-    ] {
+    for node in ["/dev/loop-control", "/dev/kvm", "/dev/vhost-net", "/dev/hwrng", "/dev/autofs", "/dev/cpu_dma_latency"]
+    {
         if let Ok(found) = fs::metadata(node) {
             let copy = site.path("node");
-            mknod(
-                &copy,
-                SFlag::S_IFCHR,
-                Mode::from_bits_truncate(0o666),
-                found.rdev(),
-            )?;
+            mknod(&copy, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), found.rdev())?;
             fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
             if fs::File::open(&copy).is_ok() {
                 return Ok((copy.display().to_string(), found.rdev()));
@@ -176,11 +131,7 @@ fn spare_device(site: &Site) -> Result<(String, u64)> {
 
 fn a_denied_device_cannot_be_opened_even_where_its_node_is(site: &Site) -> Result<()> {
     let (node, _) = spare_device(site)?;
-    let server = site
-        .template("busybox")?
-        .server("web1")
-        .with(&format!("--mount {node}:/mnt/node"))
-        .start()?;
+    let server = site.template("busybox")?.server("web1").with(&format!("--mount {node}:/mnt/node")).start()?;
     server.sh("test -c /mnt/node")?;
     let said = server.sh_fails("exec 3</mnt/node")?;
     ensure!(said.contains("not permitted"), "{said}");
@@ -191,16 +142,9 @@ fn a_device_that_was_granted_can_be_opened(site: &Site) -> Result<()> {
     let (node, _) = spare_device(site)?;
     let named = site.path("granted");
     fs::rename(&node, &named)?;
-    let server = site
-        .template("busybox")?
-        .server("web1")
-        .with(&format!("--device {}:r", named.display()))
-        .start()?;
+    let server = site.template("busybox")?.server("web1").with(&format!("--device {}:r", named.display())).start()?;
     // It appears under its own path, or in /dev.
-    let inside = server.sh(&format!(
-        "ls -d {0} /dev/granted 2>/dev/null | head -n 1",
-        named.display()
-    ))?;
+    let inside = server.sh(&format!("ls -d {0} /dev/granted 2>/dev/null | head -n 1", named.display()))?;
     ensure!(!inside.is_empty(), "the device is not inside");
     server.sh(&format!("exec 3<{inside}"))?;
     Ok(())
@@ -212,14 +156,8 @@ fn a_disk_node_cannot_be_made(site: &Site, template: &str) -> Result<()> {
     let (major, minor) = (libc::major(disk), libc::minor(disk));
     for (kind, major, minor) in [("b", major, minor), ("c", 1, 1), ("c", 5, 1)] {
         for place in ["/root/node", "/dev/node", "/tmp/node"] {
-            let said = server.sh_fails(&format!(
-                "mknod {place} {kind} {major} {minor} && cat {place}"
-            ))?;
-            ensure!(
-                said.to_lowercase().contains("not permitted")
-                    || said.to_lowercase().contains("denied"),
-                "{said}"
-            );
+            let said = server.sh_fails(&format!("mknod {place} {kind} {major} {minor} && cat {place}"))?;
+            ensure!(said.to_lowercase().contains("not permitted") || said.to_lowercase().contains("denied"), "{said}");
         }
     }
     Ok(())
@@ -242,19 +180,10 @@ fn dangerous_files_are_masked_or_read_only(site: &Site, template: &str) -> Resul
         // What is not there at all cannot be written either.
         server.sh_fails(&format!("test -e {file} || exit 1; echo 1 >{file}"))?;
     }
-    for file in [
-        "/proc/kcore",
-        "/proc/keys",
-        "/proc/timer_list",
-        "/proc/sched_debug",
-        "/proc/latency_stats",
-        "/proc/kmsg",
-    ] {
-        let done = server.exec(&[
-            "sh",
-            "-c",
-            &format!("head -c 64 {file} 2>/dev/null | wc -c"),
-        ])?;
+    for file in
+        ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/sched_debug", "/proc/latency_stats", "/proc/kmsg"]
+    {
+        let done = server.exec(&["sh", "-c", &format!("head -c 64 {file} 2>/dev/null | wc -c")])?;
         ensure!(done.text() == "0", "{file} can be read");
     }
     for directory in [
@@ -265,9 +194,7 @@ fn dangerous_files_are_masked_or_read_only(site: &Site, template: &str) -> Resul
         "/proc/acpi",
         "/proc/scsi",
     ] {
-        let inside = server
-            .exec(&["sh", "-c", &format!("ls -A {directory} 2>/dev/null")])?
-            .text();
+        let inside = server.exec(&["sh", "-c", &format!("ls -A {directory} 2>/dev/null")])?.text();
         ensure!(inside.is_empty(), "{directory} shows {inside}");
     }
     server.sh_fails("mount -o remount,rw /sys && echo 1 >/sys/kernel/mm/ksm/run")?;
@@ -279,9 +206,7 @@ fn dangerous_files_are_masked_or_read_only(site: &Site, template: &str) -> Resul
 fn kernel_addresses_are_hidden(site: &Site, template: &str) -> Result<()> {
     let server = site.template(template)?.server("web1").start()?;
     for file in ["/proc/kallsyms", "/proc/modules"] {
-        let text = server
-            .exec(&["sh", "-c", &format!("head -n 50 {file} 2>/dev/null")])?
-            .text();
+        let text = server.exec(&["sh", "-c", &format!("head -n 50 {file} 2>/dev/null")])?.text();
         let shown = text.split_whitespace().any(|word| {
             let word = word.trim_start_matches("0x");
             word.len() == 16 && word.starts_with("ffff")
@@ -314,14 +239,9 @@ fn its_capabilities_are_bounded(site: &Site, template: &str) -> Result<()> {
         ensure!(set & (1 << number) == 0, "init may use {name}: {set:x}");
     }
     // And those without which a distribution is no fun.
-    for (name, number) in [
-        ("chown", 0),
-        ("kill", 5),
-        ("setuid", 7),
-        ("net_admin", 12),
-        ("sys_chroot", 18),
-        ("sys_admin", 21),
-    ] {
+    for (name, number) in
+        [("chown", 0), ("kill", 5), ("setuid", 7), ("net_admin", 12), ("sys_chroot", 18), ("sys_admin", 21)]
+    {
         ensure!(set & (1 << number) != 0, "init lacks {name}: {set:x}");
     }
     Ok(())
@@ -330,37 +250,20 @@ fn its_capabilities_are_bounded(site: &Site, template: &str) -> Result<()> {
 fn capabilities_change_by_the_spec(site: &Site) -> Result<()> {
     let template = site.template("busybox")?;
     let plain = bounding(&template.server("plain").start()?.file("/proc/1/status")?)?;
-    let changed = template
-        .server("changed")
-        .with("--cap +syslog,-net_raw")
-        .start()?;
+    let changed = template.server("changed").with("--cap +syslog,-net_raw").start()?;
     let changed = bounding(&changed.file("/proc/1/status")?)?;
-    ensure!(
-        plain & (1 << 34) == 0 && changed & (1 << 34) != 0,
-        "+syslog: {plain:x} became {changed:x}"
-    );
-    ensure!(
-        plain & (1 << 13) != 0 && changed & (1 << 13) == 0,
-        "-net_raw: {plain:x} became {changed:x}"
-    );
+    ensure!(plain & (1 << 34) == 0 && changed & (1 << 34) != 0, "+syslog: {plain:x} became {changed:x}");
+    ensure!(plain & (1 << 13) != 0 && changed & (1 << 13) == 0, "-net_raw: {plain:x} became {changed:x}");
     Ok(())
 }
 
 fn a_command_from_outside_is_as_bound_as_init(site: &Site) -> Result<()> {
-    let server = site
-        .template("busybox")?
-        .server("web1")
-        .with("--cap -net_raw")
-        .start()?;
+    let server = site.template("busybox")?.server("web1").with("--cap -net_raw").start()?;
     let init = server.file("/proc/1/status")?;
     let command = server.sh("cat /proc/self/status")?;
     for key in ["CapBnd", "Seccomp", "Seccomp_filters", "NoNewPrivs"] {
-        if let (Ok(of_init), Ok(of_command)) = (status_line(&init, key), status_line(&command, key))
-        {
-            ensure!(
-                of_init == of_command,
-                "{key} is {of_command}, init's is {of_init}"
-            );
+        if let (Ok(of_init), Ok(of_command)) = (status_line(&init, key), status_line(&command, key)) {
+            ensure!(of_init == of_command, "{key} is {of_command}, init's is {of_init}");
         }
     }
     let group = fs::read_to_string(format!("/proc/{}/cgroup", server.init_pid()?))?;
@@ -368,15 +271,9 @@ fn a_command_from_outside_is_as_bound_as_init(site: &Site) -> Result<()> {
     server.until("pidof sleep")?;
     let pid = server.sh("pidof sleep")?;
     let inside = server.file(&format!("/proc/{pid}/cgroup"))?;
-    ensure!(
-        !inside.contains(".."),
-        "it lives outside of the server's control group: {inside}; init's: {group}"
-    );
+    ensure!(!inside.contains(".."), "it lives outside of the server's control group: {inside}; init's: {group}");
     let listed = site.ok(["ps", "web1"])?.text();
-    ensure!(
-        listed.contains("sleep"),
-        "vsctl ps does not count it in:\n{listed}"
-    );
+    ensure!(listed.contains("sleep"), "vsctl ps does not count it in:\n{listed}");
     sleeper.kill();
     server.exec(&["killall", "sleep"])?;
     Ok(())
@@ -384,16 +281,12 @@ fn a_command_from_outside_is_as_bound_as_init(site: &Site) -> Result<()> {
 
 fn its_system_calls_are_filtered(site: &Site, template: &str) -> Result<()> {
     let server = site.template(template)?.server("web1").start()?;
-    ensure!(
-        status_line(&server.file("/proc/1/status")?, "Seccomp")? == "2",
-        "init has no filter"
-    );
-    ensure!(
-        status_line(&server.file("/proc/self/status")?, "Seccomp")? == "2",
-        "a command from outside has none"
-    );
+    ensure!(status_line(&server.file("/proc/1/status")?, "Seccomp")? == "2", "init has no filter");
+    ensure!(status_line(&server.file("/proc/self/status")?, "Seccomp")? == "2", "a command from outside has none");
     // Swap and accounting are the host's.
-    server.sh_fails("dd if=/dev/zero of=/root/swap bs=1M count=1 2>/dev/null; mkswap /root/swap >/dev/null; swapon /root/swap")?;
+    server.sh_fails(
+        "dd if=/dev/zero of=/root/swap bs=1M count=1 2>/dev/null; mkswap /root/swap >/dev/null; swapon /root/swap",
+    )?;
     Ok(())
 }
 
@@ -405,42 +298,24 @@ fn no_descriptor_of_the_host_is_open_inside(site: &Site, template: &str) -> Resu
         for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
             let target = fs::read_link(entry.path()).unwrap_or_default();
             let shown = target.display().to_string();
-            ensure!(
-                !shown.contains(&root),
-                "{pid} in {} holds {shown}",
-                server.name()
-            );
-            ensure!(
-                !shown.starts_with("/sys/fs/cgroup") || !shown.contains("vsos"),
-                "{pid} holds {shown}"
-            );
+            ensure!(!shown.contains(&root), "{pid} in {} holds {shown}", server.name());
+            ensure!(!shown.starts_with("/sys/fs/cgroup") || !shown.contains("vsos"), "{pid} holds {shown}");
         }
         Ok(())
     };
     check(&server, server.init_pid()?)?;
-    let open =
-        server.sh("ls -l /proc/self/fd | awk 'NR > 1 { print $9 }' | sort -n | tail -n 1")?;
+    let open = server.sh("ls -l /proc/self/fd | awk 'NR > 1 { print $9 }' | sort -n | tail -n 1")?;
     // ls itself has 0, 1, 2 and the directory.
-    ensure!(
-        open == "3",
-        "a command was given descriptor {open}: {}",
-        server.sh("ls -l /proc/self/fd")?
-    );
+    ensure!(open == "3", "a command was given descriptor {open}: {}", server.sh("ls -l /proc/self/fd")?);
     Ok(())
 }
 
 fn no_environment_of_the_host_is_inside(site: &Site, template: &str) -> Result<()> {
     let server = site.template(template)?.server("web1").start()?;
     let all = server.sh("cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'; env")?;
-    ensure!(
-        !all.contains(SECRET.1) && !all.contains("VSOS_ROOT") && !all.contains("CARGO"),
-        "{all}"
-    );
+    ensure!(!all.contains(SECRET.1) && !all.contains("VSOS_ROOT") && !all.contains("CARGO"), "{all}");
     let init = server.sh("tr '\\0' '\\n' </proc/1/environ")?;
-    ensure!(
-        init.contains("container="),
-        "init is not told that it runs in a container: {init}"
-    );
+    ensure!(init.contains("container="), "init is not told that it runs in a container: {init}");
     Ok(())
 }
 
@@ -449,27 +324,16 @@ fn writes_do_not_reach_the_template(site: &Site) -> Result<()> {
         let server = site.template("busybox")?.server(name).with(flags).start()?;
         server.sh("echo changed >>/etc/passwd; rm -f /etc/hosts; echo new >/root/new")?;
         let template = site.path("var/lib/vsos/templates/busybox/root");
-        ensure!(
-            !fs::read_to_string(template.join("etc/passwd"))?.contains("changed"),
-            "{name}"
-        );
+        ensure!(!fs::read_to_string(template.join("etc/passwd"))?.contains("changed"), "{name}");
         ensure!(!template.join("root/new").exists(), "{name}");
     }
     Ok(())
 }
 
 fn a_privileged_server_has_no_ids_of_its_own(site: &Site) -> Result<()> {
-    let server = site
-        .template("busybox")?
-        .server("web1")
-        .with("--privileged")
-        .start()?;
+    let server = site.template("busybox")?.server("web1").with("--privileged").start()?;
     let status = fs::read_to_string(format!("/proc/{}/status", server.init_pid()?))?;
-    ensure!(
-        status_line(&status, "Uid")?.starts_with("0\t"),
-        "{}",
-        status_line(&status, "Uid")?
-    );
+    ensure!(status_line(&status, "Uid")?.starts_with("0\t"), "{}", status_line(&status, "Uid")?);
     // It is still held back by capabilities and filters.
     let set = bounding(&server.file("/proc/1/status")?)?;
     ensure!(set & (1 << 16) == 0 && set & (1 << 17) == 0, "{set:x}");

@@ -41,14 +41,7 @@ promises![
 fn with_services<'s>(site: &'s Site, services: &[(&str, &str)]) -> Result<Server<'s>> {
     let server = site.template("busybox")?.server("web1").start()?;
     for (name, text) in services {
-        let call = site.vsctl([
-            "exec",
-            "web1",
-            "--",
-            "sh",
-            "-c",
-            &format!("cat >/etc/vsinit/{name}.toml"),
-        ]);
+        let call = site.vsctl(["exec", "web1", "--", "sh", "-c", &format!("cat >/etc/vsinit/{name}.toml")]);
         site.keep(call.input(*text))?.success()?;
     }
     server.stop()
@@ -56,12 +49,8 @@ fn with_services<'s>(site: &'s Site, services: &[(&str, &str)]) -> Result<Server
 
 fn state_of(server: &Running, service: &str) -> Result<String> {
     let list = server.site().ok(["service", server.name(), "list"])?.text();
-    let line = list
-        .lines()
-        .find(|line| line.split_whitespace().any(|word| word == service));
-    Ok(line
-        .with_context(|| format!("no service {service} in\n{list}"))?
-        .to_owned())
+    let line = list.lines().find(|line| line.split_whitespace().any(|word| word == service));
+    Ok(line.with_context(|| format!("no service {service} in\n{list}"))?.to_owned())
 }
 
 fn the_templates_services_run(site: &Site) -> Result<()> {
@@ -86,8 +75,7 @@ fn services_are_controlled_from_outside_and_inside(site: &Site) -> Result<()> {
     server.sh_fails("pidof crond")?;
     server.sh("vsinit start crond")?;
     server.sh("pidof crond")?;
-    site.run(["service", "web1", "stop", "corn"])?
-        .complains(&["corn"])?;
+    site.run(["service", "web1", "stop", "corn"])?.complains(&["corn"])?;
     let said = server.sh_fails("vsinit stop corn")?;
     ensure!(said.contains("corn"), "{said}");
     Ok(())
@@ -98,33 +86,20 @@ fn a_daemon_that_dies_is_started_again(site: &Site) -> Result<()> {
     server.until("pidof crond")?;
     let first = server.sh("pidof crond")?;
     server.sh(&format!("kill -9 {first}"))?;
-    server.until(&format!(
-        "pidof crond && [ \"$(pidof crond)\" != '{first}' ]"
-    ))?;
+    server.until(&format!("pidof crond && [ \"$(pidof crond)\" != '{first}' ]"))?;
     Ok(())
 }
 
 fn order_follows_what_is_required(site: &Site) -> Result<()> {
     let note = |name: &str, extra: &str| {
-        format!(
-            "exec = [\"/bin/sh\", \"-c\", \"echo {name} >>/root/order\"]\nkind = \"oneshot\"\n{extra}"
-        )
+        format!("exec = [\"/bin/sh\", \"-c\", \"echo {name} >>/root/order\"]\nkind = \"oneshot\"\n{extra}")
     };
     let services = [
         ("c-first", note("first", "")),
-        (
-            "b-second",
-            note(
-                "second",
-                "requires = [\"c-first\"]\nafter = [\"c-first\"]\n",
-            ),
-        ),
+        ("b-second", note("second", "requires = [\"c-first\"]\nafter = [\"c-first\"]\n")),
         ("a-third", note("third", "after = [\"b-second\"]\n")),
     ];
-    let services: Vec<(&str, &str)> = services
-        .iter()
-        .map(|(name, text)| (*name, text.as_str()))
-        .collect();
+    let services: Vec<(&str, &str)> = services.iter().map(|(name, text)| (*name, text.as_str())).collect();
     let server = with_services(site, &services)?.start()?;
     server.until("grep -q third /root/order")?;
     let order = server.file("/root/order")?;
@@ -133,21 +108,14 @@ fn order_follows_what_is_required(site: &Site) -> Result<()> {
 }
 
 fn a_cycle_is_an_error_that_shows_it(site: &Site) -> Result<()> {
-    let service = |after: &str| {
-        format!("exec = [\"/bin/true\"]\nkind = \"oneshot\"\nafter = [\"{after}\"]\n")
-    };
+    let service = |after: &str| format!("exec = [\"/bin/true\"]\nkind = \"oneshot\"\nafter = [\"{after}\"]\n");
     let (one, two, three) = (service("two"), service("three"), service("one"));
-    let server =
-        with_services(site, &[("one", &one), ("two", &two), ("three", &three)])?.start()?;
+    let server = with_services(site, &[("one", &one), ("two", &two), ("three", &three)])?.start()?;
     // The rest of the server is not taken down by it.
     server.until("pidof syslogd")?;
     let log = site.ok(["console", "web1", "--log"])?.text()
         + &server.sh("cat /var/log/vsinit* /var/log/messages 2>/dev/null; true")?;
-    let line = log.lines().find(|line| {
-        ["one", "two", "three"]
-            .iter()
-            .all(|name| line.contains(name))
-    });
+    let line = log.lines().find(|line| ["one", "two", "three"].iter().all(|name| line.contains(name)));
     ensure!(line.is_some(), "the cycle is not shown:\n{log}");
     Ok(())
 }
@@ -159,11 +127,7 @@ fn a_service_has_its_user_environment_and_directory(site: &Site) -> Result<()> {
     let server = server.start()?;
     server.until("test -s /tmp/seen")?;
     let daemon = server.sh("awk -F : '/^daemon:/ { print $3 }' /etc/passwd")?;
-    ensure!(
-        server.file("/tmp/seen")? == format!("{daemon}\n/tmp\ndeep blue"),
-        "{}",
-        server.file("/tmp/seen")?
-    );
+    ensure!(server.file("/tmp/seen")? == format!("{daemon}\n/tmp\ndeep blue"), "{}", server.file("/tmp/seen")?);
     Ok(())
 }
 
@@ -172,11 +136,7 @@ fn limits_hold_for_a_service(site: &Site) -> Result<()> {
         kind = \"oneshot\"\n[limits]\nnofile = 77\n";
     let server = with_services(site, &[("limited", text)])?.start()?;
     server.until("test -s /root/limit")?;
-    ensure!(
-        server.file("/root/limit")? == "77",
-        "{}",
-        server.file("/root/limit")?
-    );
+    ensure!(server.file("/root/limit")? == "77", "{}", server.file("/root/limit")?);
     Ok(())
 }
 
@@ -187,11 +147,7 @@ fn notify_is_waited_for(site: &Site) -> Result<()> {
     let server = with_services(site, &[("waiting", waiting), ("later", after)])?.start()?;
     server.until("pidof sleep && pidof crond")?;
     server.sh_fails("test -e /root/early")?;
-    ensure!(
-        !state_of(&server, "waiting")?.contains("running"),
-        "{}",
-        state_of(&server, "waiting")?
-    );
+    ensure!(!state_of(&server, "waiting")?.contains("running"), "{}", state_of(&server, "waiting")?);
     Ok(())
 }
 
@@ -200,11 +156,7 @@ fn a_oneshot_runs_once(site: &Site) -> Result<()> {
     let server = with_services(site, &[("once", text)])?.start()?;
     server.until("test -s /root/ran && pidof crond")?;
     server.sh("sleep 1")?;
-    ensure!(
-        server.file("/root/ran")? == "ran",
-        "{}",
-        server.file("/root/ran")?
-    );
+    ensure!(server.file("/root/ran")? == "ran", "{}", server.file("/root/ran")?);
     Ok(())
 }
 
@@ -223,10 +175,7 @@ fn a_bad_service_file_stops_nothing_else(site: &Site) -> Result<()> {
         ("garbage", "this is [ not toml"),
         ("mistyped", "exce = [\"/bin/true\"]\n"),
         ("missing", "exec = [\"/no/such/program\"]\n"),
-        (
-            "lonely",
-            "exec = [\"/bin/true\"]\nrequires = [\"no-such-service\"]\n",
-        ),
+        ("lonely", "exec = [\"/bin/true\"]\nrequires = [\"no-such-service\"]\n"),
     ];
     let server = with_services(site, &services)?.start()?;
     server.until("pidof syslogd && pidof crond && pidof getty")?;
@@ -235,10 +184,7 @@ fn a_bad_service_file_stops_nothing_else(site: &Site) -> Result<()> {
     for name in ["garbage", "mistyped", "missing", "lonely"] {
         ensure!(log.contains(name), "no word about {name}:\n{log}");
     }
-    ensure!(
-        log.contains("exec"),
-        "the nearest key of exce is not named:\n{log}"
-    );
+    ensure!(log.contains("exec"), "the nearest key of exce is not named:\n{log}");
     Ok(())
 }
 
@@ -247,11 +193,7 @@ fn the_log_of_a_service_can_be_read_and_is_bounded(site: &Site) -> Result<()> {
         log_size_bytes = 16384\n";
     let server = with_services(site, &[("talker", text)])?.start()?;
     server.until("vsinit log talker | grep -q the-last-word")?;
-    ensure!(
-        site.ok(["service", "web1", "log", "talker"])?
-            .text()
-            .contains("the-last-word")
-    );
+    ensure!(site.ok(["service", "web1", "log", "talker"])?.text().contains("the-last-word"));
     let bytes: u64 = server.sh("du -sk /var/log | cut -f 1")?.parse()?;
     ensure!(bytes < 512, "/var/log has {bytes} KiB");
     Ok(())
@@ -268,9 +210,8 @@ fn signalled(site: &Site, signal: i32) -> Result<(Running<'_>, i32)> {
     let server = site.template("busybox")?.server("web1").start()?;
     let init = server.init_pid()?;
     // kill(1): nix has no names for the real-time signals.
-    let done = system_tests::command::Invocation::new("kill")
-        .args([format!("-{signal}"), init.to_string()])
-        .succeed()?;
+    let done =
+        system_tests::command::Invocation::new("kill").args([format!("-{signal}"), init.to_string()]).succeed()?;
     site.note(done.to_string());
     Ok((server, init))
 }
@@ -313,10 +254,7 @@ fn no_other_signal_ends_it(site: &Site) -> Result<()> {
     // And from inside, where the kernel protects an init from what it does not handle.
     server.sh("kill -9 1; kill -SEGV 1; kill -STOP 1; true")?;
     ensure!(server.sh("echo alive")? == "alive" && server.init_pid()? == init);
-    ensure!(
-        server.sh("vsinit list")?.contains("crond"),
-        "it lives and answers no more"
-    );
+    ensure!(server.sh("vsinit list")?.contains("crond"), "it lives and answers no more");
     Ok(())
 }
 
@@ -329,24 +267,14 @@ fn idle_it_needs_little_memory_of_its_own(site: &Site) -> Result<()> {
         .filter(|line| line.starts_with("Private_"))
         .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
         .sum();
-    ensure!(
-        private <= 256,
-        "vsinit has {private} KiB of its own:\n{rollup}"
-    );
+    ensure!(private <= 256, "vsinit has {private} KiB of its own:\n{rollup}");
     Ok(())
 }
 
 fn its_control_is_for_root_only(site: &Site) -> Result<()> {
     let server = site.template("busybox")?.server("web1").start()?;
-    ensure!(
-        server
-            .sh("stat -c %a /run/vsinit/control")?
-            .ends_with("600")
-    );
-    site.run([
-        "exec", "-u", "daemon", "web1", "--", "vsinit", "stop", "crond",
-    ])?
-    .complains(&[])?;
+    ensure!(server.sh("stat -c %a /run/vsinit/control")?.ends_with("600"));
+    site.run(["exec", "-u", "daemon", "web1", "--", "vsinit", "stop", "crond"])?.complains(&[])?;
     server.sh("pidof crond")?;
     Ok(())
 }
