@@ -25,11 +25,8 @@ impl Netlink {
     /// Gives `link` an address, usable at once: IPv6 without duplicate-address detection, IPv4 with the usual broadcast address.
     pub fn add_address(&self, link: &str, address: IpNet) -> Result<()> {
         let message = address_message(self.index(link)?, address);
-        self.change(
-            RouteNetlinkMessage::NewAddress(message),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )
-        .map_err(|e| Error::new("add address", format!("{address} to {link}"), e))
+        self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
+            .map_err(|e| Error::new("add address", format!("{address} to {link}"), e))
     }
 
     /// Takes an address from `link`; gone already is fine.
@@ -48,19 +45,16 @@ impl Netlink {
     /// The addresses of all interfaces, IPv4 and IPv6.
     pub fn addresses(&self) -> Result<Vec<Address>> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        let answers = self
-            .dump(request)
-            .map_err(|e| Error::new("list", "addresses", e))?;
+        let answers = self.dump(request).map_err(|e| Error::new("list", "addresses", e))?;
         Ok(answers.into_iter().filter_map(address_in).collect())
     }
 }
 
 fn address_message(index: u32, address: IpNet) -> AddressMessage {
     match address {
-        IpNet::V4(v4) => AddressMessageBuilder::<std::net::Ipv4Addr>::new()
-            .index(index)
-            .address(v4.addr(), v4.prefix_len())
-            .build(),
+        IpNet::V4(v4) => {
+            AddressMessageBuilder::<std::net::Ipv4Addr>::new().index(index).address(v4.addr(), v4.prefix_len()).build()
+        }
         IpNet::V6(v6) => {
             let mut message = AddressMessageBuilder::<std::net::Ipv6Addr>::new()
                 .index(index)
@@ -77,9 +71,7 @@ fn address_in(message: RouteNetlinkMessage) -> Option<Address> {
         return None;
     };
     // On a point-to-point link IFA_ADDRESS is the other side and IFA_LOCAL ours; IPv6 often sends IFA_ADDRESS only.
-    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
-        message.attributes.iter().find_map(wanted)
-    };
+    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
     let local = find(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,

@@ -21,16 +21,8 @@ pub struct Error {
 }
 
 impl Error {
-    pub(crate) fn new(
-        operation: &'static str,
-        object: impl Into<String>,
-        source: io::Error,
-    ) -> Self {
-        Self {
-            operation,
-            object: object.into(),
-            source,
-        }
+    pub(crate) fn new(operation: &'static str, object: impl Into<String>, source: io::Error) -> Self {
+        Self { operation, object: object.into(), source }
     }
 
     /// The kernel's error number, where there is one.
@@ -87,9 +79,6 @@ mod tests {
         assert_eq!(error.raw_os_error(), Some(17));
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(error.to_string(), "create veth vs-1");
-        assert_eq!(
-            error.source.to_string(),
-            "File exists (os error 17): name is taken"
-        );
+        assert_eq!(error.source.to_string(), "File exists (os error 17): name is taken");
     }
 }

@@ -79,11 +79,8 @@ impl Firewall {
     }
 
     fn message(&self) -> TableMessage {
-        TableMessage {
-            attributes: vec![TableAttribute::Name(self.table.clone())],
-        }
+        TableMessage { attributes: vec![TableAttribute::Name(self.table.clone())] }
     }
 }
 
-const FAMILIES: [NetfilterProtoFamily; 2] =
-    [NetfilterProtoFamily::Inet, NetfilterProtoFamily::Bridge];
+const FAMILIES: [NetfilterProtoFamily; 2] = [NetfilterProtoFamily::Inet, NetfilterProtoFamily::Bridge];

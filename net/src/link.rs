@@ -9,8 +9,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
-        BridgeStpState, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags,
-        LinkInfo, LinkMessage,
+        BridgeStpState, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
     },
 };
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec};
@@ -70,9 +69,7 @@ impl Netlink {
     /// All interfaces. With a thousand of them this takes milliseconds; ask for one by [`Netlink::link`] if one is enough.
     pub fn links(&self) -> Result<Vec<Link>> {
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        let answers = self
-            .dump(request)
-            .map_err(|e| Error::new("list", "network interfaces", e))?;
+        let answers = self.dump(request).map_err(|e| Error::new("list", "network interfaces", e))?;
         Ok(answers.into_iter().filter_map(link_in).collect())
     }
 
@@ -89,16 +86,10 @@ impl Netlink {
     /// The index of an interface that must exist.
     pub(crate) fn index(&self, name: &str) -> Result<u32> {
         let skip_stats = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
-        let message = LinkUnspec::new_with_name(name)
-            .append_extra_attribute(skip_stats)
-            .build();
+        let message = LinkUnspec::new_with_name(name).append_extra_attribute(skip_stats).build();
         match self.ask(RouteNetlinkMessage::GetLink(message)) {
             Ok(RouteNetlinkMessage::NewLink(link)) => Ok(link.header.index),
-            Ok(_) => Err(Error::new(
-                "find interface",
-                name,
-                io::Error::from(io::ErrorKind::InvalidData),
-            )),
+            Ok(_) => Err(Error::new("find interface", name, io::Error::from(io::ErrorKind::InvalidData))),
             Err(e) => Err(Error::new("find interface", name, e)),
         }
     }
@@ -107,28 +98,21 @@ impl Netlink {
     ///
     /// Without `mac` the bridge takes the lowest address of its ports, and a new one whenever that port leaves.
     pub fn create_bridge(&self, name: &str, mac: Option<Mac>) -> Result<()> {
-        let mut builder = LinkBridge::new(name)
-            .stp_state(BridgeStpState::Disabled)
-            .forward_delay(0);
+        let mut builder = LinkBridge::new(name).stp_state(BridgeStpState::Disabled).forward_delay(0);
         if let Some(mac) = mac {
             builder = builder.address(mac.0.to_vec());
         }
-        self.create(builder.build())
-            .map_err(|e| Error::new("create bridge", name, e))
+        self.create(builder.build()).map_err(|e| Error::new("create bridge", name, e))
     }
 
     /// Makes a veth pair by one message: it exists whole or not at all, and never shows in a wrong namespace.
     pub fn create_veth(&self, veth: &Veth<'_>) -> Result<()> {
         let bridge = veth.bridge.map(|bridge| self.index(bridge)).transpose()?;
-        self.create(veth_message(veth, bridge))
-            .map_err(|e| Error::new("create veth", veth.name, e))
+        self.create(veth_message(veth, bridge)).map_err(|e| Error::new("create veth", veth.name, e))
     }
 
     fn create(&self, message: LinkMessage) -> io::Result<()> {
-        self.change(
-            RouteNetlinkMessage::NewLink(message),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )
+        self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// Removes an interface, of a veth pair both ends; gone already is fine.
@@ -147,11 +131,7 @@ impl Netlink {
 
     /// Switches an interface off; its IPv6 addresses and all its routes go.
     pub fn set_down(&self, name: &str) -> Result<()> {
-        self.set(
-            "set link down",
-            LinkUnspec::new_with_name(name).down(),
-            name,
-        )
+        self.set("set link down", LinkUnspec::new_with_name(name).down(), name)
     }
 
     /// Makes an interface a port of `bridge`, or of none.
@@ -164,31 +144,22 @@ impl Netlink {
         self.set("set bridge of", builder, name)
     }
 
-    fn set(
-        &self,
-        operation: &'static str,
-        builder: LinkMessageBuilder<LinkUnspec>,
-        name: &str,
-    ) -> Result<()> {
-        self.change(RouteNetlinkMessage::SetLink(builder.build()), 0)
-            .map_err(|e| Error::new(operation, name, e))
+    fn set(&self, operation: &'static str, builder: LinkMessageBuilder<LinkUnspec>, name: &str) -> Result<()> {
+        self.change(RouteNetlinkMessage::SetLink(builder.build()), 0).map_err(|e| Error::new(operation, name, e))
     }
 
     /// Whether a bridge port may talk only to ports that are not isolated, and to the bridge itself.
     pub fn set_isolated(&self, port: &str, isolated: bool) -> Result<()> {
         let message = LinkBridgePort::new(0).name(port).isolated(isolated).build();
         // Port settings are taken from RTM_NEWLINK only; without NLM_F_CREATE it changes.
-        self.change(RouteNetlinkMessage::NewLink(message), 0)
-            .map_err(|e| Error::new("isolate bridge port", port, e))
+        self.change(RouteNetlinkMessage::NewLink(message), 0).map_err(|e| Error::new("isolate bridge port", port, e))
     }
 }
 
 fn veth_message(veth: &Veth<'_>, bridge: Option<u32>) -> LinkMessage {
     let end = |builder: LinkMessageBuilder<LinkUnspec>, mac: Option<Mac>| {
         let mut message = builder.build();
-        message
-            .attributes
-            .extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        message.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
         message.attributes.extend(veth.mtu.map(LinkAttribute::Mtu));
         // By default a veth has a queue for each possible CPU, each with its directory in sysfs. Nothing is
         // gained by them: without XDP a veth hands each packet to the other end in the caller's context.
@@ -197,13 +168,11 @@ fn veth_message(veth: &Veth<'_>, bridge: Option<u32>) -> LinkMessage {
         message
     };
     let mut peer = end(LinkUnspec::new_with_name(veth.peer_name), veth.peer_mac);
-    peer.attributes
-        .push(LinkAttribute::NetNsFd(veth.peer_namespace.as_raw_fd()));
+    peer.attributes.push(LinkAttribute::NetNsFd(veth.peer_namespace.as_raw_fd()));
 
     let near = LinkUnspec::new_with_name(veth.name);
     let mut near = end(if veth.up { near.up() } else { near }, veth.mac);
-    near.attributes
-        .extend(bridge.map(LinkAttribute::Controller));
+    near.attributes.extend(bridge.map(LinkAttribute::Controller));
     near.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Veth),
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),

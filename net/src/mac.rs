@@ -14,16 +14,7 @@ impl Mac {
     pub fn link_local(self) -> Ipv6Addr {
         let [a, b, c, d, e, f] = self.0;
         let word = |high: u8, low: u8| u16::from_be_bytes([high, low]);
-        Ipv6Addr::new(
-            0xfe80,
-            0,
-            0,
-            0,
-            word(a ^ 0x02, b),
-            word(c, 0xff),
-            word(0xfe, d),
-            word(e, f),
-        )
+        Ipv6Addr::new(0xfe80, 0, 0, 0, word(a ^ 0x02, b), word(c, 0xff), word(0xfe, d), word(e, f))
     }
 }
 
@@ -49,9 +40,7 @@ impl FromStr for Mac {
         for byte in &mut bytes {
             let part = parts.next().filter(|part| part.len() == 2);
             let part = part.filter(|part| part.bytes().all(|b| b.is_ascii_hexdigit()));
-            *byte = part
-                .and_then(|part| u8::from_str_radix(part, 16).ok())
-                .ok_or_else(wrong)?;
+            *byte = part.and_then(|part| u8::from_str_radix(part, 16).ok()).ok_or_else(wrong)?;
         }
         match parts.next() {
             None => Ok(Self(bytes)),
@@ -103,9 +92,6 @@ mod tests {
     #[test]
     fn link_local_flips_the_universal_bit() {
         let mac: Mac = "02:ab:cd:00:00:07".parse().unwrap();
-        assert_eq!(
-            mac.link_local(),
-            "fe80::ab:cdff:fe00:7".parse::<Ipv6Addr>().unwrap()
-        );
+        assert_eq!(mac.link_local(), "fe80::ab:cdff:fe00:7".parse::<Ipv6Addr>().unwrap());
     }
 }

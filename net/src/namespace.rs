@@ -27,11 +27,7 @@ const ENTER: &str = "enter network namespace";
 /// short-lived thread does it. If the way back is barred, the process ends: to go on in the wrong
 /// namespace would turn each later change into a change of somebody else's network.
 pub fn within<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> Result<T> {
-    if is_single_threaded() {
-        there_and_back(netns, work)
-    } else {
-        in_thread(netns, work)
-    }
+    if is_single_threaded() { there_and_back(netns, work) } else { in_thread(netns, work) }
 }
 
 fn there_and_back<T>(netns: BorrowedFd<'_>, work: impl FnOnce() -> T) -> Result<T> {
@@ -70,8 +66,7 @@ fn in_thread<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) ->
     reason = "this crate uses nothing of ours, so it cannot call kernel::namespace::enter; the error here names what failed too"
 )]
 fn go(netns: BorrowedFd<'_>) -> Result<()> {
-    setns(netns, CloneFlags::CLONE_NEWNET)
-        .map_err(|errno| Error::new(ENTER, "by descriptor", io::Error::from(errno)))
+    setns(netns, CloneFlags::CLONE_NEWNET).map_err(|errno| Error::new(ENTER, "by descriptor", io::Error::from(errno)))
 }
 
 /// /proc/self/task has a link for itself, one for its parent, and one for each thread (proc(5)).

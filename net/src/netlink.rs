@@ -5,9 +5,7 @@
 use std::{future::Future, io, os::fd::BorrowedFd};
 
 use futures_util::StreamExt;
-use netlink_packet_core::{
-    ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::AsyncSocket;
 use tokio::runtime::{Builder, Runtime};
@@ -68,28 +66,18 @@ impl Netlink {
     }
 
     /// Asks for all objects of a kind.
-    pub(crate) fn dump(
-        &self,
-        message: RouteNetlinkMessage,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub(crate) fn dump(&self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         for _ in 0..DUMP_ATTEMPTS {
             let (answers, consistent) = self.wait(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
             if consistent {
                 return Ok(answers);
             }
         }
-        Err(io::Error::new(
-            io::ErrorKind::Interrupted,
-            "the list kept changing while it was read",
-        ))
+        Err(io::Error::new(io::ErrorKind::Interrupted, "the list kept changing while it was read"))
     }
 
     /// The answers to `message`, and whether they were complete: acknowledged, or a dump that nothing interrupted.
-    fn wait(
-        &self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> io::Result<(Vec<RouteNetlinkMessage>, bool)> {
+    fn wait(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<(Vec<RouteNetlinkMessage>, bool)> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = flags;
         self.block_on(async {
@@ -115,18 +103,12 @@ impl Netlink {
 }
 
 fn closed() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::BrokenPipe,
-        "the netlink socket gave no answer",
-    )
+    io::Error::new(io::ErrorKind::BrokenPipe, "the netlink socket gave no answer")
 }
 
 /// The kernel's no as an [`io::Error`], with its own words where it sent some.
 pub(crate) fn refusal(message: &ErrorMessage) -> io::Error {
-    error::explained(
-        message.raw_code().saturating_abs(),
-        explanation(&message.header),
-    )
+    error::explained(message.raw_code().saturating_abs(), explanation(&message.header))
 }
 
 /// The text of `NLMSGERR_ATTR_MSG` in what follows the error number (netlink(7), "Extended ACK").

@@ -28,20 +28,15 @@ impl Netlink {
     pub fn add_default_route(&self, gateway: IpAddr, link: &str) -> Result<()> {
         let index = self.index(link)?;
         let message = match gateway {
-            IpAddr::V4(gateway) => RouteMessageBuilder::<Ipv4Addr>::new()
-                .gateway(gateway)
-                .output_interface(index)
-                .build(),
-            IpAddr::V6(gateway) => RouteMessageBuilder::<Ipv6Addr>::new()
-                .gateway(gateway)
-                .output_interface(index)
-                .build(),
+            IpAddr::V4(gateway) => {
+                RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(index).build()
+            }
+            IpAddr::V6(gateway) => {
+                RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).output_interface(index).build()
+            }
         };
-        self.change(
-            RouteNetlinkMessage::NewRoute(message),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )
-        .map_err(|e| Error::new("add default route", format!("via {gateway} on {link}"), e))
+        self.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
+            .map_err(|e| Error::new("add default route", format!("via {gateway} on {link}"), e))
     }
 
     /// The routes of all tables, IPv4 and IPv6.
@@ -52,9 +47,8 @@ impl Netlink {
         for mut message in [v4, v6] {
             // A filter of the builder's (table main, protocol static) would hide the routes of a VPN.
             message.header.table = 0;
-            let answers = self
-                .dump(RouteNetlinkMessage::GetRoute(message))
-                .map_err(|e| Error::new("list", "routes", e))?;
+            let answers =
+                self.dump(RouteNetlinkMessage::GetRoute(message)).map_err(|e| Error::new("list", "routes", e))?;
             routes.extend(answers.into_iter().filter_map(route_in));
         }
         Ok(routes)
@@ -65,20 +59,11 @@ fn route_in(message: RouteNetlinkMessage) -> Option<Route> {
     let RouteNetlinkMessage::NewRoute(message) = message else {
         return None;
     };
-    let wanted = [
-        RouteType::Unicast,
-        RouteType::BlackHole,
-        RouteType::Unreachable,
-        RouteType::Prohibit,
-    ];
+    let wanted = [RouteType::Unicast, RouteType::BlackHole, RouteType::Unreachable, RouteType::Prohibit];
     if !wanted.contains(&message.header.kind) {
         return None;
     }
-    let mut route = Route {
-        destination: destination(&message)?,
-        gateway: None,
-        link_index: None,
-    };
+    let mut route = Route { destination: destination(&message)?, gateway: None, link_index: None };
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Gateway(address) => route.gateway = ip_of(address),
@@ -91,23 +76,16 @@ fn route_in(message: RouteNetlinkMessage) -> Option<Route> {
 
 /// The kernel leaves `RTA_DST` out for a default route.
 fn destination(message: &RouteMessage) -> Option<IpNet> {
-    let address = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Destination(address) => ip_of(address),
-            _ => None,
-        });
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => ip_of(address),
+        _ => None,
+    });
     let any = match message.header.address_family {
         netlink_packet_route::AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         netlink_packet_route::AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => return None,
     };
-    IpNet::new(
-        address.unwrap_or(any),
-        message.header.destination_prefix_length,
-    )
-    .ok()
+    IpNet::new(address.unwrap_or(any), message.header.destination_prefix_length).ok()
 }
 
 fn ip_of(address: &RouteAddress) -> Option<IpAddr> {

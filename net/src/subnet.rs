@@ -8,9 +8,7 @@ use crate::Mac;
 
 /// Every candidate of [`choose_v4`] overlaps something that the host already uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "no free IPv4 /24 among 10.77, 10.177, 172.29 and 192.168.128-255; give one in the settings"
-)]
+#[error("no free IPv4 /24 among 10.77, 10.177, 172.29 and 192.168.128-255; give one in the settings")]
 pub struct NoFreeSubnet;
 
 /// The first /24 of the candidates that overlaps none of `taken`.
@@ -27,16 +25,14 @@ pub fn choose_v4(taken: &[IpNet]) -> Result<Ipv4Net, NoFreeSubnet> {
             _ => None,
         })
         .collect();
-    candidates()
-        .find(|candidate| !taken.iter().any(|net| overlap(candidate, net)))
-        .ok_or(NoFreeSubnet)
+    candidates().find(|candidate| !taken.iter().any(|net| overlap(candidate, net))).ok_or(NoFreeSubnet)
 }
 
 fn candidates() -> impl Iterator<Item = Ipv4Net> {
     let blocks = [(10, 77, 0), (10, 177, 0), (172, 29, 0), (192, 168, 128)];
-    blocks.into_iter().flat_map(|(a, b, first)| {
-        (first..=255).map(move |c| Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, 0), 24))
-    })
+    blocks
+        .into_iter()
+        .flat_map(|(a, b, first)| (first..=255).map(move |c| Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, 0), 24)))
 }
 
 /// Two prefixes overlap when one holds the other.
@@ -93,10 +89,7 @@ mod tests {
     #[test]
     fn an_unused_host_gets_the_first_candidate() {
         assert_eq!(chosen(&[]), "10.77.0.0/24");
-        assert_eq!(
-            chosen(&["0.0.0.0/0", "192.0.2.2/24", "::/0"]),
-            "10.77.0.0/24"
-        );
+        assert_eq!(chosen(&["0.0.0.0/0", "192.0.2.2/24", "::/0"]), "10.77.0.0/24");
     }
 
     #[test]
@@ -106,22 +99,14 @@ mod tests {
         assert_eq!(chosen(&["10.77.200.1/16"]), "10.177.0.0/24");
         assert_eq!(chosen(&["10.0.0.0/8"]), "172.29.0.0/24");
         // Two halves of everything, as VPNs route it, leave nothing.
-        assert_eq!(
-            choose_v4(&nets(&["0.0.0.0/1", "128.0.0.0/1"])),
-            Err(NoFreeSubnet)
-        );
+        assert_eq!(choose_v4(&nets(&["0.0.0.0/1", "128.0.0.0/1"])), Err(NoFreeSubnet));
     }
 
     #[test]
     fn the_last_candidate_is_found_and_then_none() {
         let mut taken = vec!["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/17"];
         taken.extend(["192.168.128.0/18", "192.168.192.0/19", "192.168.224.0/20"]);
-        taken.extend([
-            "192.168.240.0/21",
-            "192.168.248.0/22",
-            "192.168.252.0/23",
-            "192.168.254.0/24",
-        ]);
+        taken.extend(["192.168.240.0/21", "192.168.248.0/22", "192.168.252.0/23", "192.168.254.0/24"]);
         assert_eq!(chosen(&taken), "192.168.255.0/24");
         taken.push("192.168.255.255/32");
         assert_eq!(choose_v4(&nets(&taken)), Err(NoFreeSubnet));
@@ -137,10 +122,7 @@ mod tests {
         }
         let v6 = IpNet::V6(unique_local_v6([1, 2, 3, 4, 5]));
         assert_eq!(v6.to_string(), "fd01:203:405::/64");
-        assert_eq!(
-            host_address(v6, 0x10002),
-            Some("fd01:203:405::1:2".parse().unwrap())
-        );
+        assert_eq!(host_address(v6, 0x10002), Some("fd01:203:405::1:2".parse().unwrap()));
     }
 
     #[test]

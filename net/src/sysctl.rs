@@ -172,13 +172,7 @@ mod tests {
         let root = tree();
         let sysctl = Sysctl::at(root.path());
         let changes = sysctl.enable_forwarding(Family::V6).unwrap();
-        assert_eq!(
-            changed(&changes),
-            [
-                ("net/ipv6/conf/eth0/accept_ra", "1"),
-                ("net/ipv6/conf/all/forwarding", "0")
-            ]
-        );
+        assert_eq!(changed(&changes), [("net/ipv6/conf/eth0/accept_ra", "1"), ("net/ipv6/conf/all/forwarding", "0")]);
         assert_eq!(sysctl.read("net/ipv6/conf/eth0/accept_ra").unwrap(), "2");
         assert_eq!(sysctl.enable_forwarding(Family::V6).unwrap(), []);
         for change in changes.iter().rev() {
@@ -204,10 +198,7 @@ mod tests {
         let sysctl = Sysctl::at(root.path());
         let key = interface_key(Family::V6, "gone", "accept_dad");
         let error = sysctl.set(&key, "0").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "read setting net/ipv6/conf/gone/accept_dad"
-        );
+        assert_eq!(error.to_string(), "read setting net/ipv6/conf/gone/accept_dad");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         let before = "1".to_owned();
         sysctl.take_back(&Change { key, before }).unwrap();

@@ -34,20 +34,14 @@ pub fn forward_drops() -> Result<Vec<ForwardDrop>> {
         // Asking the program would load the legacy tables where nobody uses them.
         let used = fs::read_to_string(names).is_ok_and(|text| text.lines().any(|l| l == "filter"));
         if used && legacy_drops(program)? {
-            drops.push(ForwardDrop {
-                family: program,
-                table: "filter".to_owned(),
-                chain: "FORWARD".to_owned(),
-            });
+            drops.push(ForwardDrop { family: program, table: "filter".to_owned(), chain: "FORWARD".to_owned() });
         }
     }
     Ok(drops)
 }
 
 fn nftables() -> io::Result<Vec<ForwardDrop>> {
-    let all = NfTablesMessage::GetChain(ChainMessage {
-        attributes: Vec::new(),
-    });
+    let all = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
     let chains = Nfnetlink::open()?.dump(NetfilterProtoFamily::Unspec, all)?;
     Ok(chains.into_iter().filter_map(drop_in).collect())
 }
@@ -75,11 +69,7 @@ fn drop_in(object: Object) -> Option<ForwardDrop> {
             _ => {}
         }
     }
-    (on_forward && drops).then_some(ForwardDrop {
-        family,
-        table,
-        chain,
-    })
+    (on_forward && drops).then_some(ForwardDrop { family, table, chain })
 }
 
 fn legacy_drops(program: &'static str) -> Result<bool> {
@@ -91,9 +81,7 @@ fn legacy_drops(program: &'static str) -> Result<bool> {
 }
 
 fn policy_is_drop(listing: &str) -> bool {
-    listing
-        .lines()
-        .any(|line| line.trim_end() == "-P FORWARD DROP")
+    listing.lines().any(|line| line.trim_end() == "-P FORWARD DROP")
 }
 
 #[cfg(test)]

@@ -6,12 +6,11 @@
 use std::io;
 
 use netlink_packet_core::{
-    ErrorBuffer, ErrorMessage, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE,
-    NLMSG_ERROR, NetlinkBuffer, NetlinkMessage, Parseable,
+    ErrorBuffer, ErrorMessage, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
+    NetlinkBuffer, NetlinkMessage, Parseable,
 };
 use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterProtoFamily, nftables::NfTablesMessage,
-    none::ControlMessage,
+    NetfilterHeader, NetfilterMessage, NetfilterProtoFamily, nftables::NfTablesMessage, none::ControlMessage,
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
@@ -30,20 +29,12 @@ pub(super) struct Request {
 impl Request {
     /// Puts something; that it is there already is fine.
     pub(super) fn create(family: NetfilterProtoFamily, message: NfTablesMessage) -> Self {
-        Self {
-            family,
-            message,
-            flags: NLM_F_CREATE,
-        }
+        Self { family, message, flags: NLM_F_CREATE }
     }
 
     /// Takes something away; that it is gone already is `ENOENT`, and the whole transaction fails.
     pub(super) fn delete(family: NetfilterProtoFamily, message: NfTablesMessage) -> Self {
-        Self {
-            family,
-            message,
-            flags: 0,
-        }
+        Self { family, message, flags: 0 }
     }
 }
 
@@ -61,10 +52,7 @@ impl Nfnetlink {
         socket.set_non_blocking(true)?;
         let _ = socket.set_ext_ack(true);
         let _ = socket.set_cap_ack(true);
-        Ok(Self {
-            socket,
-            sequence: 0,
-        })
+        Ok(Self { socket, sequence: 0 })
     }
 
     /// Makes all changes, or none and says which error was the first.
@@ -87,11 +75,7 @@ impl Nfnetlink {
     }
 
     /// Whether the one object that `message` asks for is there; its absence is `ENOENT`.
-    pub(super) fn ask(
-        &mut self,
-        family: NetfilterProtoFamily,
-        message: NfTablesMessage,
-    ) -> io::Result<()> {
+    pub(super) fn ask(&mut self, family: NetfilterProtoFamily, message: NfTablesMessage) -> io::Result<()> {
         self.send(family, message, 0)?;
         let answers = self.receive()?;
         let found = answers.iter().any(|a| matches!(a, Answer::Object(_)));
@@ -99,11 +83,7 @@ impl Nfnetlink {
     }
 
     /// All objects that `message` asks for.
-    pub(super) fn dump(
-        &mut self,
-        family: NetfilterProtoFamily,
-        message: NfTablesMessage,
-    ) -> io::Result<Vec<Object>> {
+    pub(super) fn dump(&mut self, family: NetfilterProtoFamily, message: NfTablesMessage) -> io::Result<Vec<Object>> {
         self.send(family, message, NLM_F_DUMP)?;
         let mut objects = Vec::new();
         loop {
@@ -116,12 +96,7 @@ impl Nfnetlink {
         }
     }
 
-    fn send(
-        &mut self,
-        family: NetfilterProtoFamily,
-        message: NfTablesMessage,
-        flags: u16,
-    ) -> io::Result<()> {
+    fn send(&mut self, family: NetfilterProtoFamily, message: NfTablesMessage, flags: u16) -> io::Result<()> {
         let header = NetfilterHeader::new(family, 0, 0);
         let mut packet = Vec::new();
         self.append(&mut packet, NetfilterMessage::new(header, message), flags);
@@ -146,11 +121,7 @@ impl Nfnetlink {
             stale.clear();
         }
         let sent = self.socket.send(packet, 0)?;
-        if sent == packet.len() {
-            Ok(())
-        } else {
-            Err(broken())
-        }
+        if sent == packet.len() { Ok(()) } else { Err(broken()) }
     }
 
     /// The messages of one packet; an error among them fails the whole.
@@ -199,10 +170,9 @@ fn answers_in(mut rest: &[u8]) -> io::Result<Vec<Answer>> {
             }
             NLMSG_DONE => Answer::End,
             _ => match payload {
-                [family, _, _, _, attributes @ ..] => Answer::Object(Object {
-                    family: (*family).into(),
-                    attributes: attributes.to_vec(),
-                }),
+                [family, _, _, _, attributes @ ..] => {
+                    Answer::Object(Object { family: (*family).into(), attributes: attributes.to_vec() })
+                }
                 _ => return Err(broken()),
             },
         });
@@ -213,10 +183,7 @@ fn answers_in(mut rest: &[u8]) -> io::Result<Vec<Answer>> {
 }
 
 fn broken() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        "the kernel's answer is cut short",
-    )
+    io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer is cut short")
 }
 
 fn control(message: ControlMessage) -> NetfilterMessage {

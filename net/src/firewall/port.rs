@@ -13,10 +13,7 @@ use std::{
 use netlink_packet_core::NlasIterator;
 use netlink_packet_netfilter::{
     NetfilterProtoFamily,
-    nftables::{
-        DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
-        SetElementMessage,
-    },
+    nftables::{DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList, SetElementMessage},
 };
 use serde::{Deserialize, Serialize};
 
@@ -120,10 +117,7 @@ impl Firewall {
     }
 
     fn element(&self, set: &str, key: Option<&[u8]>) -> SetElementMessage {
-        let mut attributes = vec![
-            SetElementList::Table(self.table.clone()),
-            SetElementList::Set(set.to_owned()),
-        ];
+        let mut attributes = vec![SetElementList::Table(self.table.clone()), SetElementList::Set(set.to_owned())];
         attributes.extend(key.map(|key| {
             let key = SetElementAttribute::Key(DataAttribute::Value(key.to_vec()));
             SetElementList::Elements(vec![ListAttribute::Element(vec![key])])
@@ -135,11 +129,7 @@ impl Firewall {
 fn by_mac((port, (macs, mut addresses)): (String, (Vec<Mac>, Vec<IpAddr>))) -> Vec<Binding> {
     addresses.retain(|address| !macs.iter().any(|mac| *address == mac.link_local()));
     addresses.sort();
-    let bindings = macs.into_iter().map(|mac| Binding {
-        port: port.clone(),
-        mac,
-        addresses: addresses.clone(),
-    });
+    let bindings = macs.into_iter().map(|mac| Binding { port: port.clone(), mac, addresses: addresses.clone() });
     bindings.collect()
 }
 
@@ -147,10 +137,7 @@ fn by_mac((port, (macs, mut addresses)): (String, (Vec<Mac>, Vec<IpAddr>))) -> V
 fn elements(binding: &Binding) -> io::Result<Vec<(&'static str, Vec<u8>)>> {
     let name = binding.port.as_bytes();
     if name.is_empty() || name.len() >= NAME_BYTES || name.contains(&0) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a name of a network interface",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a name of a network interface"));
     }
     let key = |address: &[u8]| {
         let mut key = name.to_vec();
@@ -182,16 +169,8 @@ fn keys_in(object: Object) -> Vec<Vec<u8>> {
     const NFTA_SET_ELEM_KEY: u16 = 1;
     const NFTA_DATA_VALUE: u16 = 1;
     let mut found = vec![object.attributes];
-    for kind in [
-        NFTA_SET_ELEM_LIST_ELEMENTS,
-        NFTA_LIST_ELEM,
-        NFTA_SET_ELEM_KEY,
-        NFTA_DATA_VALUE,
-    ] {
-        found = found
-            .iter()
-            .flat_map(|bytes| values_of(kind, bytes))
-            .collect();
+    for kind in [NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_LIST_ELEM, NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE] {
+        found = found.iter().flat_map(|bytes| values_of(kind, bytes)).collect();
     }
     found
 }
@@ -222,23 +201,11 @@ mod tests {
     #[test]
     fn each_part_of_a_key_is_padded() {
         let elements = elements(&binding("vs-7")).unwrap();
-        let sizes: Vec<_> = elements
-            .iter()
-            .map(|(set, key)| (*set, key.len()))
-            .collect();
+        let sizes: Vec<_> = elements.iter().map(|(set, key)| (*set, key.len())).collect();
         let v6 = [("v6", 32), ("v6_targets", 32)];
-        assert_eq!(
-            sizes,
-            [&[("macs", 24)], &v6[..], &[("v4", 20)], &v6[..]].concat()
-        );
-        assert_eq!(
-            elements[0].1,
-            *b"vs-7\0\0\0\0\0\0\0\0\0\0\0\0\x02\0\0\0\0\x07\0\0"
-        );
-        assert_eq!(
-            elements[3].1,
-            *b"vs-7\0\0\0\0\0\0\0\0\0\0\0\0\x0a\x4d\0\x07"
-        );
+        assert_eq!(sizes, [&[("macs", 24)], &v6[..], &[("v4", 20)], &v6[..]].concat());
+        assert_eq!(elements[0].1, *b"vs-7\0\0\0\0\0\0\0\0\0\0\0\0\x02\0\0\0\0\x07\0\0");
+        assert_eq!(elements[3].1, *b"vs-7\0\0\0\0\0\0\0\0\0\0\0\0\x0a\x4d\0\x07");
     }
 
     #[test]

@@ -33,10 +33,7 @@ impl Ruleset {
             // `flush table` takes the rules and leaves the sets with their elements, so that the bindings of running servers
             // stay when the rules are loaded again.
             let name = &self.table;
-            let _ = writeln!(
-                text,
-                "add table {family} {name}\nflush table {family} {name}"
-            );
+            let _ = writeln!(text, "add table {family} {name}\nflush table {family} {name}");
         }
         text.push_str(&self.forward_and_nat());
         text.push_str(&self.anti_spoof());
@@ -61,9 +58,7 @@ impl Ruleset {
     }
 
     fn anti_spoof(&self) -> String {
-        include_str!("bridge.nft")
-            .replace("@TABLE@", &self.table)
-            .replace("@PREFIX@", &self.port_prefix)
+        include_str!("bridge.nft").replace("@TABLE@", &self.table).replace("@PREFIX@", &self.port_prefix)
     }
 
     /// Loads the rules in one transaction: the old ones hold until the new ones do. Bindings stay.
@@ -83,9 +78,7 @@ impl Ruleset {
         let names = [&self.bridge, &self.port_prefix];
         let fine = starts_well
             && table.chars().all(table_ok)
-            && names
-                .iter()
-                .all(|name| (1..=15).contains(&name.len()) && name.chars().all(link_ok));
+            && names.iter().all(|name| (1..=15).contains(&name.len()) && name.chars().all(link_ok));
         if fine {
             return Ok(());
         }
@@ -107,10 +100,7 @@ fn feed_nft(rules: &str) -> io::Result<()> {
         .map_err(|e| io::Error::new(e.kind(), format!("cannot run nft: {e}")))?;
     // A child that ends early (no permission) closes the pipe; its words say more than EPIPE. nft reads all of its
     // input before it says anything, so writing everything first cannot block for ever.
-    let written = nft
-        .stdin
-        .take()
-        .map_or(Ok(()), |mut pipe| pipe.write_all(rules.as_bytes()));
+    let written = nft.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(rules.as_bytes()));
     let output = nft.wait_with_output()?;
     if output.status.success() {
         return written;
@@ -148,12 +138,7 @@ mod tests {
     #[test]
     fn a_missing_network_is_not_translated() {
         let (v4, v6) = (None, None);
-        let text = Ruleset {
-            v4,
-            v6,
-            ..ruleset()
-        }
-        .render();
+        let text = Ruleset { v4, v6, ..ruleset() }.render();
         assert!(!text.contains("masquerade"));
         assert!(!text.contains("@NAT@"));
     }
@@ -166,14 +151,8 @@ mod tests {
         };
         for name in ["", "a b", "a;b", "a\"", "a*", "0123456789abcdef", "ä"] {
             let name = name.to_owned();
-            refused(Ruleset {
-                bridge: name.clone(),
-                ..ruleset()
-            });
-            refused(Ruleset {
-                port_prefix: name,
-                ..ruleset()
-            });
+            refused(Ruleset { bridge: name.clone(), ..ruleset() });
+            refused(Ruleset { port_prefix: name, ..ruleset() });
         }
         for table in ["", "1a", "a-b", "a b", "a{", "a\n"] {
             let table = table.to_owned();

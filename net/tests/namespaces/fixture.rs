@@ -2,10 +2,11 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Write},
     net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::{AsFd, BorrowedFd},
-    panic, thread,
+    process::{Command, Stdio},
+    thread,
     time::Duration,
 };
 
@@ -17,28 +18,25 @@ use net::{
 use nix::sched::CloneFlags;
 
 /// Longer than any packet needs here; only what must not arrive waits for its end.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 /// How long to listen for what must not arrive. The same is shown to arrive where it may, so a slow machine
 /// cannot turn right into wrong.
-const SILENCE: Duration = Duration::from_millis(300);
+pub const SILENCE: Duration = Duration::from_millis(300);
 
 pub const TABLE: &str = "nettest";
 pub const BRIDGE: &str = "nettestbr";
 pub const PREFIX: &str = "nt-";
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "kernel::namespace stands beside this crate, not below it"
-)]
+#[expect(clippy::disallowed_methods, reason = "kernel::namespace stands beside this crate, not below it")]
 fn leave_network() {
     nix::sched::unshare(CloneFlags::CLONE_NEWNET).expect("unshare the network namespace");
 }
 
 /// Runs `test` in a thread with a network namespace of its own; a panic becomes the error.
-pub fn apart(test: fn()) -> Result<(), String> {
+pub fn apart<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     let body = move || {
         leave_network();
-        test();
+        test()
     };
     let outcome = thread::spawn(body).join();
     outcome.map_err(|panic| {
@@ -99,11 +97,7 @@ pub struct Guest {
 
 impl Guest {
     pub fn binding(&self) -> Binding {
-        Binding {
-            port: self.port.clone(),
-            mac: self.mac,
-            addresses: vec![self.v4, self.v6],
-        }
+        Binding { port: self.port.clone(), mac: self.mac, addresses: vec![self.v4, self.v6] }
     }
 }
 
@@ -133,8 +127,7 @@ fn with_length(address: IpAddr) -> IpNet {
 impl Site {
     pub fn new() -> Self {
         let host = Netlink::open().unwrap();
-        host.create_bridge(BRIDGE, Some(subnet::mac_for(0, 1)))
-            .unwrap();
+        host.create_bridge(BRIDGE, Some(subnet::mac_for(0, 1))).unwrap();
         for family in [V4, V6] {
             let gateway = subnet::host_address(net(family), 1).unwrap();
             host.add_address(BRIDGE, with_length(gateway)).unwrap();
@@ -144,9 +137,7 @@ impl Site {
     }
 
     pub fn ruleset(&self) -> Ruleset {
-        let (IpNet::V4(v4), IpNet::V6(v6)) = (net(V4), net(V6)) else {
-            unreachable!("the constants are one of each")
-        };
+        let (IpNet::V4(v4), IpNet::V6(v6)) = (net(V4), net(V6)) else { unreachable!("the constants are one of each") };
         Ruleset {
             table: TABLE.to_owned(),
             bridge: BRIDGE.to_owned(),
@@ -224,4 +215,18 @@ pub fn lost(from: &UdpSocket, to: &UdpSocket) {
     if let Ok(source) = outcome {
         panic!("a packet from {source} arrived that should not have");
     }
+}
+
+/// What nft(8) says, in the calling thread's namespace.
+pub fn nft(arguments: &[&str]) -> String {
+    let output = Command::new("nft").args(arguments).output().expect("run nft");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Loads rules in the calling thread's namespace.
+pub fn load(rules: &str) {
+    let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    nft.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+    assert!(nft.wait().unwrap().success());
 }

@@ -17,36 +17,15 @@ use crate::{
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        trial(
-            "links::creation_is_exclusive_and_removal_is_not",
-            creation_is_exclusive,
-        ),
+        trial("links::creation_is_exclusive_and_removal_is_not", creation_is_exclusive),
         trial("links::a_link_is_described", a_link_is_described),
-        trial(
-            "links::a_veth_is_born_where_it_belongs",
-            a_veth_is_born_where_it_belongs,
-        ),
-        trial(
-            "links::the_kernels_words_reach_the_error",
-            the_kernels_words_reach_the_error,
-        ),
-        trial(
-            "links::guests_reach_host_and_each_other_at_once",
-            guests_reach_each_other,
-        ),
+        trial("links::a_veth_is_born_where_it_belongs", a_veth_is_born_where_it_belongs),
+        trial("links::the_kernels_words_reach_the_error", the_kernels_words_reach_the_error),
+        trial("links::guests_reach_host_and_each_other_at_once", guests_reach_each_other),
         trial("links::isolated_ports_reach_only_the_host", isolated_ports),
-        trial(
-            "links::addresses_and_routes_are_listed",
-            addresses_and_routes,
-        ),
-        trial(
-            "links::a_bridge_keeps_its_address",
-            a_bridge_keeps_its_address,
-        ),
-        trial(
-            "links::a_single_thread_comes_back",
-            a_single_thread_comes_back,
-        ),
+        trial("links::addresses_and_routes_are_listed", addresses_and_routes),
+        trial("links::a_bridge_keeps_its_address", a_bridge_keeps_its_address),
+        trial("links::a_single_thread_comes_back", a_single_thread_comes_back),
     ]
 }
 
@@ -58,10 +37,7 @@ fn creation_is_exclusive() {
     assert_eq!(error.to_string(), "create bridge br");
     let guest = Namespace::new();
     let veth = veth("br", &guest);
-    assert_eq!(
-        host.create_veth(&veth).unwrap_err().kind(),
-        ErrorKind::AlreadyExists
-    );
+    assert_eq!(host.create_veth(&veth).unwrap_err().kind(), ErrorKind::AlreadyExists);
     assert!(guest.netlink().link("eth0").unwrap().is_none());
 
     host.add_address("br", net("10.77.0.1/24")).unwrap();
@@ -94,10 +70,7 @@ fn veth<'a>(name: &'a str, guest: &'a Namespace) -> Veth<'a> {
 fn a_link_is_described() {
     let site = Site::new();
     let bridge = site.host.link(BRIDGE).unwrap().unwrap();
-    assert_eq!(
-        (bridge.kind.as_str(), bridge.up, bridge.mtu),
-        ("bridge", true, 1500)
-    );
+    assert_eq!((bridge.kind.as_str(), bridge.up, bridge.mtu), ("bridge", true, 1500));
     let port = site.host.link(&site.a.port).unwrap().unwrap();
     assert_eq!((port.kind.as_str(), port.up), ("veth", true));
     assert_eq!(port.master, Some(bridge.index));
@@ -106,21 +79,12 @@ fn a_link_is_described() {
     site.host.set_master(&site.a.port, Some(BRIDGE)).unwrap();
 
     let before = site.host.link(&site.a.port).unwrap().unwrap();
-    exchange(
-        &site.a.namespace.udp((site.a.v4, 0)),
-        &udp((ip("10.77.0.1"), 0)),
-    );
+    exchange(&site.a.namespace.udp((site.a.v4, 0)), &udp((ip("10.77.0.1"), 0)));
     let after = site.host.link(&site.a.port).unwrap().unwrap();
     assert!(after.rx_packets > before.rx_packets && after.rx_bytes > before.rx_bytes);
     assert!(after.tx_packets > before.tx_packets && after.tx_bytes > before.tx_bytes);
 
-    let names: Vec<String> = site
-        .host
-        .links()
-        .unwrap()
-        .into_iter()
-        .map(|l| l.name)
-        .collect();
+    let names: Vec<String> = site.host.links().unwrap().into_iter().map(|l| l.name).collect();
     for name in ["lo", BRIDGE, &site.a.port, &site.b.port] {
         assert!(names.iter().any(|n| n == name), "{name} in {names:?}");
     }
@@ -131,18 +95,9 @@ fn a_link_is_described() {
 fn a_veth_is_born_where_it_belongs() {
     let (host, guest) = (Netlink::open().unwrap(), Namespace::new());
     let [near, far] = [1, 2].map(|id| subnet::mac_for(id, 9));
-    host.create_veth(&Veth {
-        mac: Some(near),
-        mtu: Some(1400),
-        peer_mac: Some(far),
-        ..veth("nt-9", &guest)
-    })
-    .unwrap();
+    host.create_veth(&Veth { mac: Some(near), mtu: Some(1400), peer_mac: Some(far), ..veth("nt-9", &guest) }).unwrap();
     let port = host.link("nt-9").unwrap().unwrap();
-    assert_eq!(
-        (port.mac, port.mtu, port.up, port.master),
-        (Some(near), 1400, false, None)
-    );
+    assert_eq!((port.mac, port.mtu, port.up, port.master), (Some(near), 1400, false, None));
     let eth0 = guest.netlink().link("eth0").unwrap().unwrap();
     assert_eq!((eth0.mac, eth0.mtu, eth0.up), (Some(far), 1400, false));
     assert!(host.link("eth0").unwrap().is_none());
@@ -158,20 +113,14 @@ fn the_kernels_words_reach_the_error() {
     const ELOOP: i32 = 40;
     assert_eq!(error.raw_os_error(), Some(ELOOP));
     let reason = error.source.to_string();
-    assert!(
-        reason.contains("(os error 40): "),
-        "only a number: {reason}"
-    );
+    assert!(reason.contains("(os error 40): "), "only a number: {reason}");
     assert!(error.source.to_string().contains("bridge"), "{reason}");
 }
 
 fn guests_reach_each_other() {
     let site = Site::new();
     let host = |text: &str| udp((ip(text), 0));
-    for (a, b, gateway) in [
-        (site.a.v4, site.b.v4, "10.77.0.1"),
-        (site.a.v6, site.b.v6, "fd77::1"),
-    ] {
+    for (a, b, gateway) in [(site.a.v4, site.b.v4, "10.77.0.1"), (site.a.v6, site.b.v6, "fd77::1")] {
         let socket = site.a.namespace.udp((a, 0));
         assert_eq!(exchange(&socket, &site.b.namespace.udp((b, 0))).ip(), a);
         assert_eq!(exchange(&socket, &host(gateway)).ip(), a);
@@ -199,22 +148,16 @@ fn addresses_and_routes() {
     let addresses: Vec<_> = inside.addresses().unwrap().into_iter().collect();
     for address in ["10.77.0.2/24", "fd77::2/64"] {
         let address = net(address);
-        let found = addresses
-            .iter()
-            .any(|a| a.address == address && a.link_index == eth0.index);
+        let found = addresses.iter().any(|a| a.address == address && a.link_index == eth0.index);
         assert!(found, "{address} in {addresses:?}");
     }
     let routes = inside.routes().unwrap();
-    for (destination, gateway) in [
-        ("0.0.0.0/0", Some("10.77.0.1")),
-        ("::/0", Some("fd77::1")),
-        ("10.77.0.0/24", None),
-        ("fd77::/64", None),
-    ] {
+    for (destination, gateway) in
+        [("0.0.0.0/0", Some("10.77.0.1")), ("::/0", Some("fd77::1")), ("10.77.0.0/24", None), ("fd77::/64", None)]
+    {
         let (destination, gateway) = (net(destination), gateway.map(ip));
         let found = routes.iter().any(|route| {
-            (route.destination, route.gateway, route.link_index)
-                == (destination, gateway, Some(eth0.index))
+            (route.destination, route.gateway, route.link_index) == (destination, gateway, Some(eth0.index))
         });
         assert!(found, "{destination} in {routes:?}");
     }
@@ -222,13 +165,8 @@ fn addresses_and_routes() {
     assert!(routes.iter().all(|route| route.destination != kernels_own));
 
     let taken: Vec<_> = routes.iter().map(|route| route.destination).collect();
-    assert_eq!(
-        subnet::choose_v4(&taken).unwrap().to_string(),
-        "10.77.1.0/24"
-    );
-    let again = inside
-        .add_default_route(ip("10.77.0.1"), "eth0")
-        .unwrap_err();
+    assert_eq!(subnet::choose_v4(&taken).unwrap().to_string(), "10.77.1.0/24");
+    let again = inside.add_default_route(ip("10.77.0.1"), "eth0").unwrap_err();
     assert_eq!(again.kind(), ErrorKind::AlreadyExists);
 }
 
@@ -255,10 +193,7 @@ pub fn alone() -> ExitCode {
     let home = own();
     // The test's thread is gone from this process, so the namespace of another one is made the same way.
     let guest = Namespace::new();
-    Netlink::open()
-        .unwrap()
-        .create_bridge("here", None)
-        .unwrap();
+    Netlink::open().unwrap().create_bridge("here", None).unwrap();
     // The thread that made it may be counted for a moment still; then the other way is taken, which others test.
     while std::fs::read_dir("/proc/self/task").unwrap().count() > 1 {
         std::thread::yield_now();
@@ -275,9 +210,5 @@ pub fn alone() -> ExitCode {
     std::panic::set_hook(Box::new(|_| ()));
     assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
     let stayed_home = own() == home;
-    if stayed_home {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if stayed_home { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

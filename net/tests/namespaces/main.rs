@@ -4,6 +4,7 @@
 //! ignored, with the reason.
 
 mod fixture;
+mod frames;
 mod links;
 mod rules;
 mod spoofing;
@@ -17,7 +18,7 @@ fn main() -> ExitCode {
         return links::alone();
     }
     let arguments = Arguments::from_args();
-    let parts = [links::trials(), rules::trials(), spoofing::trials()];
+    let parts = [links::trials(), rules::trials(), spoofing::trials(), frames::trials()];
     let trials = parts.into_iter().flatten().collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -27,9 +28,5 @@ fn trial(name: &str, test: fn()) -> Trial {
     let root = nix::unistd::geteuid().is_root();
     let run = move || -> Result<(), Failed> { fixture::apart(test).map_err(Failed::from) };
     let trial = Trial::test(name, run).with_ignored_flag(!root);
-    if root {
-        trial
-    } else {
-        trial.with_kind("needs root")
-    }
+    if root { trial } else { trial.with_kind("needs root") }
 }

@@ -1,10 +1,6 @@
 //! Loading and removing the rules, forwarding and address translation, other people's firewalls.
 
-use std::{
-    io::Write,
-    os::fd::AsFd,
-    process::{Command, Stdio},
-};
+use std::os::fd::AsFd;
 
 use libtest_mimic::Trial;
 use net::{
@@ -14,7 +10,7 @@ use net::{
 };
 
 use crate::{
-    fixture::{Namespace, Site, TABLE, exchange, ip, lost, net},
+    fixture::{Namespace, Site, TABLE, exchange, ip, load, lost, net, nft},
     trial,
 };
 
@@ -23,43 +19,10 @@ pub fn trials() -> Vec<Trial> {
         trial("rules::come_and_go_without_a_trace", come_and_go),
         trial("rules::bindings_survive_a_second_install", bindings_survive),
         trial("rules::unbinding_is_exact_and_repeatable", unbinding),
-        trial(
-            "rules::guests_reach_the_outside_under_the_hosts_address",
-            outside,
-        ),
-        trial(
-            "rules::a_dropping_firewall_of_others_is_found",
-            dropping_firewall,
-        ),
+        trial("rules::guests_reach_the_outside_under_the_hosts_address", outside),
+        trial("rules::a_dropping_firewall_of_others_is_found", dropping_firewall),
         trial("rules::a_missing_table_is_named", missing_table),
     ]
-}
-
-fn nft(arguments: &[&str]) -> String {
-    let output = Command::new("nft")
-        .args(arguments)
-        .output()
-        .expect("run nft");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn load(rules: &str) {
-    let mut nft = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    nft.stdin
-        .take()
-        .unwrap()
-        .write_all(rules.as_bytes())
-        .unwrap();
-    assert!(nft.wait().unwrap().success());
 }
 
 fn come_and_go() {
@@ -134,10 +97,7 @@ fn uplink(host: &Netlink) -> Namespace {
     .unwrap();
     let there = outside.netlink();
     there.set_up("eth0").unwrap();
-    for (ours, theirs) in [
-        ("198.51.100.1/24", "198.51.100.2/24"),
-        ("2001:db8::1/64", "2001:db8::2/64"),
-    ] {
+    for (ours, theirs) in [("198.51.100.1/24", "198.51.100.2/24"), ("2001:db8::1/64", "2001:db8::2/64")] {
         host.add_address("uplink", net(ours)).unwrap();
         there.add_address("eth0", net(theirs)).unwrap();
     }
@@ -163,10 +123,7 @@ fn outside() {
     assert_eq!(exchange(&a4, &b4).ip(), site.a.v4);
     firewall.remove().unwrap();
     let fresh = site.a.namespace.udp((site.a.v4, 0));
-    assert_ne!(
-        crate::fixture::send(&fresh, &server4, "bare").unwrap().ip(),
-        ip("198.51.100.1")
-    );
+    assert_ne!(crate::fixture::send(&fresh, &server4, "bare").unwrap().ip(), ip("198.51.100.1"));
 }
 
 fn dropping_firewall() {
@@ -177,11 +134,7 @@ fn dropping_firewall() {
         "table ip filter { chain FORWARD { type filter hook forward priority filter; policy drop; }; \
          chain INPUT { type filter hook input priority filter; policy drop; }; chain USER { drop; }; }",
     );
-    let wanted = ForwardDrop {
-        family: "ip",
-        table: "filter".to_owned(),
-        chain: "FORWARD".to_owned(),
-    };
+    let wanted = ForwardDrop { family: "ip", table: "filter".to_owned(), chain: "FORWARD".to_owned() };
     assert_eq!(forward_drops().unwrap(), [wanted]);
 }
 
@@ -189,10 +142,7 @@ fn missing_table() {
     let site = Site::new();
     let mut firewall = Firewall::open("nosuchtable").unwrap();
     let error = firewall.bind(&site.a.binding()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!("bind addresses to port {}", site.a.port)
-    );
+    assert_eq!(error.to_string(), format!("bind addresses to port {}", site.a.port));
     assert_eq!(error.raw_os_error(), Some(2));
     assert_eq!(firewall.bindings().unwrap_err().raw_os_error(), Some(2));
 }

@@ -14,30 +14,18 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("spoofing::a_bound_guest_is_not_hindered", bound_guest),
         trial("spoofing::a_port_without_binding_is_mute", mute_port),
-        trial(
-            "spoofing::a_foreign_ethernet_address_is_dropped",
-            foreign_mac,
-        ),
+        trial("spoofing::a_foreign_ethernet_address_is_dropped", foreign_mac),
         trial("spoofing::a_foreign_ip_address_is_dropped", foreign_address),
-        trial(
-            "spoofing::a_foreign_address_is_not_answered_for",
-            foreign_answer,
-        ),
+        trial("spoofing::a_foreign_address_is_not_answered_for", foreign_answer),
         trial("spoofing::a_guest_is_no_dhcp_server", dhcp_server),
-        trial(
-            "spoofing::a_guest_is_no_router_and_claims_no_foreign_target",
-            neighbour_discovery,
-        ),
+        trial("spoofing::a_guest_is_no_router_and_claims_no_foreign_target", neighbour_discovery),
     ]
 }
 
 fn bound_guest() {
     let site = Site::new();
     let _firewall = site.guard();
-    for (a, b, gateway) in [
-        (site.a.v4, site.b.v4, "10.77.0.1"),
-        (site.a.v6, site.b.v6, "fd77::1"),
-    ] {
+    for (a, b, gateway) in [(site.a.v4, site.b.v4, "10.77.0.1"), (site.a.v6, site.b.v6, "fd77::1")] {
         let socket = site.a.namespace.udp((a, 0));
         exchange(&socket, &site.b.namespace.udp((b, 0)));
         exchange(&socket, &udp((ip(gateway), 0)));
@@ -74,23 +62,22 @@ fn foreign_mac() {
     exchange(&a, &host);
 }
 
+/// The neighbour's addresses, which are bound, but to another port.
 fn foreign_address() {
     let site = Site::new();
     let inside = site.a.namespace.netlink();
-    for (own, foreign, network) in [
-        (site.a.v4, "10.77.0.99", "10.77.0.99/24"),
-        (site.a.v6, "fd77::99", "fd77::99/64"),
-    ] {
-        inside.add_address("eth0", net(network)).unwrap();
-        let spoofed = site.a.namespace.udp((ip(foreign), 0));
+    for (own, foreign, length, gateway) in
+        [(site.a.v4, site.b.v4, 24, "10.77.0.1"), (site.a.v6, site.b.v6, 64, "fd77::1")]
+    {
+        let network = net(&format!("{foreign}/{length}"));
+        inside.add_address("eth0", network).unwrap();
+        let spoofed = site.a.namespace.udp((foreign, 0));
         let honest = site.a.namespace.udp((own, 0));
-        let to = if own.is_ipv4() { site.b.v4 } else { site.b.v6 };
-        let b = site.b.namespace.udp((to, 0));
-        assert_eq!(send(&spoofed, &b, "spoofed").unwrap().ip(), ip(foreign));
+        let host = udp((ip(gateway), 0));
+        assert_eq!(send(&spoofed, &host, "spoofed").unwrap().ip(), foreign);
         let mut firewall = site.guard();
-        exchange(&honest, &b);
-        lost(&spoofed, &b);
-        // The neighbour's address, from the wrong port.
+        exchange(&honest, &host);
+        lost(&spoofed, &host);
         firewall.remove().unwrap();
     }
 }
@@ -99,10 +86,9 @@ fn foreign_address() {
 fn foreign_answer() {
     let site = Site::new();
     let inside = site.a.namespace.netlink();
-    for (gateway, taken) in [
-        ("10.77.0.1", ["10.77.0.98/24", "10.77.0.99/24"]),
-        ("fd77::1", ["fd77::98/64", "fd77::99/64"]),
-    ] {
+    for (gateway, taken) in
+        [("10.77.0.1", ["10.77.0.98/24", "10.77.0.99/24"]), ("fd77::1", ["fd77::98/64", "fd77::99/64"])]
+    {
         let [shown, hidden] = taken.map(|network| {
             inside.add_address("eth0", net(network)).unwrap();
             site.a.namespace.udp((net(network).addr(), 0))
@@ -117,10 +103,7 @@ fn foreign_answer() {
 
 fn dhcp_server() {
     let site = Site::new();
-    for (from, to, server, client) in [
-        (site.a.v4, site.b.v4, 67, 68),
-        (site.a.v6, site.b.v6, 547, 546),
-    ] {
+    for (from, to, server, client) in [(site.a.v4, site.b.v4, 67, 68), (site.a.v6, site.b.v6, 547, 546)] {
         let a = site.a.namespace.udp((from, server));
         let b = site.b.namespace.udp((to, client));
         send(&a, &b, "offer").unwrap();
@@ -136,26 +119,14 @@ fn dhcp_server() {
 /// ICMPv6 messages that only routers and owners of an address may send, from an address that is the guest's own.
 fn neighbour_discovery() {
     let site = Site::new();
-    let IpAddr::V6(gateway) = ip("fd77::1") else {
-        unreachable!()
-    };
-    let (IpAddr::V6(own), IpAddr::V6(to)) = (site.a.v6, site.b.v6) else {
-        unreachable!()
-    };
-    let refused = [
-        icmp6(134, &[0; 8]),
-        icmp6(137, &[0; 32]),
-        advertisement(gateway),
-    ];
+    let IpAddr::V6(gateway) = ip("fd77::1") else { unreachable!() };
+    let (IpAddr::V6(own), IpAddr::V6(to)) = (site.a.v6, site.b.v6) else { unreachable!() };
+    let refused = [icmp6(134, &[0; 8]), icmp6(137, &[0; 32]), advertisement(gateway)];
     let allowed = [icmp6(129, b"word"), advertisement(own)];
     let a = site.a.namespace.within(|| icmp6_socket(own));
     let b = site.b.namespace.within(|| icmp6_socket(to));
     for message in refused.iter().chain(&allowed) {
-        assert!(
-            arrives(&a, &b, to, message),
-            "type {} without rules",
-            message[0]
-        );
+        assert!(arrives(&a, &b, to, message), "type {} without rules", message[0]);
     }
     let _firewall = site.guard();
     for message in &allowed {
@@ -188,9 +159,8 @@ fn arrives(from: &socket::Raw, at: &socket::Raw, to: Ipv6Addr, message: &[u8]) -
     loop {
         let packet = at.receive();
         // Byte 2 and 3 are the checksum.
-        let same = |wanted: &[u8]| {
-            packet.len() == wanted.len() && packet[..2] == wanted[..2] && packet[4..] == wanted[4..]
-        };
+        let same =
+            |wanted: &[u8]| packet.len() == wanted.len() && packet[..2] == wanted[..2] && packet[4..] == wanted[4..];
         if same(MARKER) {
             return seen;
         }
@@ -207,8 +177,8 @@ mod socket {
 
     use nix::sys::{
         socket::{
-            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6,
-            SockaddrStorage, bind, recv, sendto, setsockopt, socket, sockopt::ReceiveTimeout,
+            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, SockaddrStorage, bind, recv,
+            sendto, setsockopt, socket, sockopt::ReceiveTimeout,
         },
         time::{TimeVal, TimeValLike},
     };
@@ -218,12 +188,7 @@ mod socket {
     impl Raw {
         pub fn new(address: SocketAddrV6) -> Self {
             let kind = SockType::Raw;
-            let socket = socket(
-                AddressFamily::Inet6,
-                kind,
-                SockFlag::SOCK_CLOEXEC,
-                SockProtocol::IcmpV6,
-            );
+            let socket = socket(AddressFamily::Inet6, kind, SockFlag::SOCK_CLOEXEC, SockProtocol::IcmpV6);
             let socket = socket.expect("raw ICMPv6 socket");
             bind(socket.as_raw_fd(), &SockaddrIn6::from(address)).expect("bind the raw socket");
             setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(5)).unwrap();
