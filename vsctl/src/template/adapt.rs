@@ -158,8 +158,8 @@ fn rc_conf(text: &str) -> String {
 }
 
 /// Every line that `change` keeps, each ended.
-fn lines(text: &str, mut change: impl FnMut(&str) -> Option<String>) -> String {
-    text.lines().filter_map(|line| change(line)).map(|line| line + "\n").collect()
+fn lines(text: &str, change: impl FnMut(&str) -> Option<String>) -> String {
+    text.lines().filter_map(change).map(|line| line + "\n").collect()
 }
 
 #[cfg(test)]

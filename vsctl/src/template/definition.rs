@@ -304,8 +304,8 @@ mod tests {
         for (from, to) in [
             ("family =", "famliy ="),
             ("\"vsinit\"", "\"sbin/init\""),
-            ("\"SIGTERM\"", "\"SIGTREM\""),
-            ("\"SIGTERM\"", "\"SIGRTMIN+31\""),
+            ("\"SIGPWR\"", "\"SIGPRW\""),
+            ("\"SIGPWR\"", "\"SIGRTMIN+31\""),
             ("kind = \"busybox\"", "kind = \"bsybox\""),
             ("[additions.modes]", "[additions.mods]"),
         ] {

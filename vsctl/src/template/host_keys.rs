@@ -4,13 +4,13 @@
 //! and sshd does without.
 
 use std::fmt;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 use super::edit::{Access, Edit};
+use super::make_directory;
 use super::root::Root;
 
 const ALGORITHMS: [&str; 2] = ["ed25519", "ecdsa"];
@@ -50,15 +50,13 @@ pub fn wanted(root: &Root) -> Result<bool> {
     Ok(root.exists("usr/sbin/sshd")? || root.exists("usr/bin/sshd")? || root.exists("etc/ssh/sshd_config")?)
 }
 
-/// New keys for the server `hostname`. `scratch` is a directory of the server's own that does not exist; it is gone
-/// afterwards. `None` when the host has no ssh-keygen.
-pub fn generate(hostname: &str, scratch: &Path) -> Result<Option<Vec<HostKey>>> {
-    std::fs::DirBuilder::new()
-        .mode(0o700)
-        .create(scratch)
-        .with_context(|| format!("make directory {}", scratch.display()))?;
-    let keys = generate_in(hostname, scratch);
-    std::fs::remove_dir_all(scratch).with_context(|| format!("remove {}", scratch.display()))?;
+/// New keys for the server `hostname`, made in a directory of their own inside `private`, which is a directory that
+/// only root can enter; nothing stays there. `None` when the host has no ssh-keygen.
+pub fn generate(hostname: &str, private: &Path) -> Result<Option<Vec<HostKey>>> {
+    let scratch = private.join(format!(".host-keys-{}", std::process::id()));
+    make_directory(&scratch, 0o700)?;
+    let keys = generate_in(hostname, &scratch);
+    std::fs::remove_dir_all(&scratch).with_context(|| format!("remove {}", scratch.display()))?;
     keys
 }
 

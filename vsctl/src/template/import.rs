@@ -72,13 +72,14 @@ struct Boot {
 }
 
 fn boot_of(root: &Root) -> Result<Boot> {
+    let vsinit = || Boot { init: Init::Vsinit, stop_signal: "SIGPWR", systemd: false };
     let boot = |init: &str, stop_signal| Boot { init: Init::Path(init.into()), stop_signal, systemd: false };
     let systemd = |init: &str| Boot { systemd: true, ..boot(init, "SIGRTMIN+4") };
     if !root.exists("sbin/init")? {
         return Ok(match root.exists("lib/systemd/systemd")? {
             true => systemd("/lib/systemd/systemd"),
             // Nobody there to boot it: vsinit is an init for any root.
-            false => Boot { init: Init::Vsinit, stop_signal: "SIGTERM", systemd: false },
+            false => vsinit(),
         });
     }
     let target = match root.entry("sbin/init")? {
@@ -86,6 +87,7 @@ fn boot_of(root: &Root) -> Result<Boot> {
         _ => String::new(),
     };
     Ok(match target.rsplit('/').next().unwrap_or_default() {
+        "vsinit" => vsinit(),
         "systemd" => systemd("/sbin/init"),
         // busybox-init(8): SIGUSR2 powers off, SIGTERM reboots.
         "busybox" => boot("/sbin/init", "SIGUSR2"),
@@ -130,9 +132,11 @@ mod tests {
         assert_eq!(init(&systemd, &[("lib", "usr/lib")]), is("/lib/systemd/systemd", "SIGRTMIN+4", 1));
         assert_eq!(init(&["bin/busybox"], &[("sbin/init", "/bin/busybox")]), is("/sbin/init", "SIGUSR2", 0));
         assert_eq!(init(&["sbin/init"], &[]), is("/sbin/init", "SIGPWR", 0));
-        assert_eq!(init(&["bin/sh"], &[]), is("vsinit", "SIGTERM", 0));
+        assert_eq!(init(&["bin/sh"], &[]), is("vsinit", "SIGPWR", 0));
+        // A root of our own, packed and imported again.
+        assert_eq!(init(&["sbin/vsinit"], &[("sbin/init", "vsinit")]), is("vsinit", "SIGPWR", 0));
         // A link to nothing boots nothing.
-        assert_eq!(init(&["bin/sh"], &[("sbin/init", "/bin/busybox")]), is("vsinit", "SIGTERM", 0));
+        assert_eq!(init(&["bin/sh"], &[("sbin/init", "/bin/busybox")]), is("vsinit", "SIGPWR", 0));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! <state>/templates/                 0700: programs with setuid bits of unknown origin are in it
+//!     NAME/                          flock: shared while a server is being made of it, exclusive to remove it
 //!     NAME/template.toml             the definition (definition.rs)
-//!     NAME/record.toml               what was made of it, with a digest (record.rs); shared lock: a server is being made
+//!     NAME/record.toml               what was made of it, with a digest (record.rs)
 //!     NAME/root/                     the tree, never written again
 //!     .new-NAME/                     a build or import under way; renamed to NAME at its end
 //!     .gone-NAME/                    a template that is being removed
@@ -33,12 +34,13 @@ mod unpack;
 
 use std::fmt::Display;
 use std::fs;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use kernel::lock::Flock;
+use rustix::fs::FlockOperation;
 
 use crate::failure::{Exit, Failure};
 use crate::name::Name;
@@ -78,7 +80,7 @@ pub struct Template {
 pub struct Held {
     /// The template.
     pub template: Template,
-    _lock: Flock,
+    _lock: File,
 }
 
 /// What may be chosen for a build.
@@ -154,13 +156,11 @@ impl Templates {
     /// own files name it.
     pub fn hold(&self, name: &Name) -> Result<Held> {
         let template = self.open(name)?;
-        let path = template.directory.join("record.toml");
-        let Some(lock) = Flock::try_shared(&path)? else {
-            return Err(self.missing(name));
-        };
-        // It may have been removed, and the lock be one on a file that is gone.
-        let held = lock.file().metadata().with_context(|| format!("stat {}", path.display()))?;
-        match fs::metadata(&path) {
+        let busy = || Failure::new(Exit::Locked, format!("template '{name}' is just being removed"));
+        let lock = lock_directory(&template.directory, FlockOperation::NonBlockingLockShared)?.ok_or_else(busy)?;
+        // It may have been removed meanwhile, and the lock be one on a directory that is gone.
+        let held = lock.metadata().with_context(|| format!("stat {}", template.directory.display()))?;
+        match fs::metadata(&template.directory) {
             Ok(meta) if (meta.dev(), meta.ino()) == (held.dev(), held.ino()) => Ok(Held { template, _lock: lock }),
             _ => Err(self.missing(name)),
         }
@@ -216,8 +216,9 @@ impl Templates {
     pub fn remove(&self, name: &Name, users: impl FnOnce() -> Result<Vec<Name>>) -> Result<()> {
         let template = self.open(name)?;
         let _lock = stage::lock(&self.directory, &mut progress::Silent)?;
-        let Some(_held) = Flock::try_exclusive(&template.directory.join("record.toml"))? else {
-            return Err(Failure::new(Exit::Locked, format!("a server is just being made of template '{name}'")).into());
+        let Some(_held) = lock_directory(&template.directory, FlockOperation::NonBlockingLockExclusive)? else {
+            let message = format!("a server is just being made of template '{name}'");
+            return Err(Failure::new(Exit::Locked, message).into());
         };
         let users = users()?;
         if !users.is_empty() {
@@ -230,6 +231,16 @@ impl Templates {
         let gone = self.directory.join(format!(".gone-{name}"));
         fs::rename(&template.directory, &gone).with_context(|| format!("rename {}", template.directory.display()))?;
         fs::remove_dir_all(&gone).with_context(|| format!("remove {}", gone.display()))
+    }
+}
+
+/// The lock of a template's directory, or `None` when another holds it.
+fn lock_directory(path: &Path, operation: FlockOperation) -> Result<Option<File>> {
+    let directory = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    match rustix::fs::flock(&directory, operation) {
+        Ok(()) => Ok(Some(directory)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(errno).during(format!("lock {}", path.display())),
     }
 }
 
@@ -253,5 +264,7 @@ impl<T> During<T> for rustix::io::Result<T> {
     }
 }
 
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 mod tests;

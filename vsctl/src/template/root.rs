@@ -486,3 +486,140 @@ fn open_in(root: &OwnedFd, place: &[String], flags: OFlags) -> rustix::io::Resul
 fn raw(fd: &OwnedFd) -> i32 {
     std::os::fd::AsRawFd::as_raw_fd(fd)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    fn own(mode: u32) -> Access {
+        Access { mode, uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
+    }
+
+    /// A root that wants to be left: links in the way, at the end, and in a circle; and a file outside.
+    fn hostile() -> (tempfile::TempDir, Root) {
+        let scratch = tempfile::tempdir().unwrap();
+        let inside = scratch.path().join("root");
+        fs::create_dir_all(inside.join("real")).unwrap();
+        fs::create_dir(scratch.path().join("outside")).unwrap();
+        fs::write(scratch.path().join("outside/secret"), "secret").unwrap();
+        let outside = scratch.path().join("outside").display().to_string();
+        symlink("../outside", inside.join("up")).unwrap();
+        symlink(&outside, inside.join("absolute")).unwrap();
+        symlink("../../../../../../real", inside.join("clamped")).unwrap();
+        symlink("circle", inside.join("circle")).unwrap();
+        symlink(format!("{outside}/secret"), inside.join("secret")).unwrap();
+        let root = Root::directory(&inside).unwrap();
+        (scratch, root)
+    }
+
+    #[test]
+    fn nothing_outside_is_read_or_written() {
+        let (scratch, root) = hostile();
+        let paths = ["up/secret", "absolute/secret", "secret", "../outside/secret", "real/../../outside/secret"];
+        for path in paths {
+            assert_eq!(root.read(path).unwrap(), None, "{path}");
+        }
+        for path in paths {
+            // Written inside, where the guest would find it; the way that a link names is made there.
+            root.apply(&[Edit::file(path, own(0o600), "mine")]).unwrap();
+        }
+        let outside = scratch.path().join("outside");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+        assert_eq!(fs::read_to_string(outside.join("secret")).unwrap(), "secret");
+        assert!(fs::symlink_metadata(scratch.path().join("root/secret")).unwrap().is_file());
+        root.apply(&[Edit::file("clamped/file", own(0o600), "mine")]).unwrap();
+        assert!(scratch.path().join("root/real/file").exists());
+        assert!(root.read("circle/x").is_err());
+    }
+
+    #[test]
+    fn a_directory_or_a_flood_in_the_way_is_an_error() {
+        let (scratch, root) = hostile();
+        let inside = scratch.path().join("root");
+        let error = root.apply(&[Edit::file("real", own(0o644), "x")]).unwrap_err();
+        assert_eq!(format!("{error:#}"), format!("cannot write /real ({}): a directory is there", own(0o644)));
+        assert!(root.apply(&[Edit::absent("real")]).is_err());
+        fs::File::create(inside.join("flood")).unwrap().set_len(MOST_BYTES + 1).unwrap();
+        assert!(root.read("flood").is_err());
+        rustix::fs::mknodat(rustix::fs::CWD, inside.join("pipe"), FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+            .unwrap();
+        // Would wait for ever if it were opened.
+        assert_eq!(root.read("pipe").unwrap(), None);
+        assert!(root.apply(&[Edit::file("flood/x", own(0o644), "x")]).is_err());
+    }
+
+    fn layers() -> (tempfile::TempDir, Root) {
+        let scratch = tempfile::tempdir().unwrap();
+        let (upper, lower) = (scratch.path().join("upper"), scratch.path().join("lower"));
+        fs::create_dir_all(lower.join("etc/ssh")).unwrap();
+        fs::create_dir(&upper).unwrap();
+        fs::write(lower.join("etc/ssh/key"), "old").unwrap();
+        fs::write(lower.join("etc/name"), "lower").unwrap();
+        fs::set_permissions(lower.join("etc/ssh"), fs::Permissions::from_mode(0o710)).unwrap();
+        fs::set_permissions(&lower, fs::Permissions::from_mode(0o751)).unwrap();
+        let root = Root::overlay(&upper, &lower).unwrap();
+        (scratch, root)
+    }
+
+    #[test]
+    fn directories_come_up_with_their_modes() {
+        let (scratch, root) = layers();
+        root.apply(&[Edit::file("etc/ssh/new", own(0o600), "x")]).unwrap();
+        let mode = |path: &str| fs::metadata(scratch.path().join(path)).unwrap().mode() & 0o7777;
+        assert_eq!((mode("upper"), mode("upper/etc/ssh"), mode("upper/etc/ssh/new")), (0o751, 0o710, 0o600));
+        assert_eq!(root.names("etc/ssh").unwrap(), ["key", "new"]);
+        assert!(!scratch.path().join("lower/etc/ssh/new").exists());
+    }
+
+    #[test]
+    fn a_removed_file_is_hidden_and_may_come_back() {
+        let (scratch, root) = layers();
+        root.apply(&[Edit::absent("etc/ssh/key")]).unwrap();
+        assert_eq!(root.entry("etc/ssh/key").unwrap(), None);
+        assert!(root.names("etc/ssh").unwrap().is_empty());
+        assert!(scratch.path().join("lower/etc/ssh/key").exists());
+        root.apply(&[Edit::file("etc/ssh/key", own(0o600), "new")]).unwrap();
+        assert_eq!(root.text("etc/ssh/key").unwrap().unwrap(), "new");
+        root.apply(&[Edit::absent("etc/nothing")]).unwrap();
+        assert!(!scratch.path().join("upper/etc/nothing").exists());
+    }
+
+    /// What a guest that ran may have left: a directory removed and made anew, or replaced by a file.
+    #[test]
+    fn what_a_guest_removed_stays_removed() {
+        let (scratch, root) = layers();
+        let upper = scratch.path().join("upper");
+        fs::create_dir(upper.join("etc")).unwrap();
+        let white_out = upper.join("etc/ssh");
+        rustix::fs::mknodat(rustix::fs::CWD, &white_out, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+        assert!(!root.exists("etc/ssh").unwrap() && !root.exists("etc/ssh/key").unwrap());
+        root.apply(&[Edit::file("etc/ssh/new", own(0o600), "x")]).unwrap();
+        assert_eq!(root.names("etc/ssh").unwrap(), ["new"]);
+        assert_eq!(root.read("etc/ssh/key").unwrap(), None);
+        assert_eq!(root.text("etc/name").unwrap().unwrap(), "lower");
+        fs::remove_dir_all(upper.join("etc")).unwrap();
+        fs::write(upper.join("etc"), "a file now").unwrap();
+        assert_eq!(root.read("etc/name").unwrap(), None);
+        assert!(root.apply(&[Edit::file("etc/name", own(0o600), "x")]).is_err());
+    }
+
+    #[test]
+    fn links_of_one_layer_lead_through_the_other() {
+        let (scratch, root) = layers();
+        symlink("/etc/ssh", scratch.path().join("upper/short")).unwrap();
+        assert_eq!(root.text("short/key").unwrap().unwrap(), "old");
+        root.apply(&[Edit::file("short/key", own(0o600), "new")]).unwrap();
+        assert_eq!(fs::read_to_string(scratch.path().join("upper/etc/ssh/key")).unwrap(), "new");
+    }
+
+    #[test]
+    fn a_link_or_a_file_can_become_a_directory() {
+        let (_scratch, root) = layers();
+        root.apply(&[Edit::link("etc/name", "elsewhere")]).unwrap();
+        assert_eq!(root.entry("etc/name").unwrap(), Some(Entry::Link("elsewhere".into())));
+        root.apply(&[Edit::directory("etc/name", own(0o700)), Edit::file("etc/name/x", own(0o600), "x")]).unwrap();
+        assert_eq!(root.names("etc/name").unwrap(), ["x"]);
+    }
+}

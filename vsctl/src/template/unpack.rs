@@ -28,6 +28,12 @@ use crate::failure::{Exit, Failure};
 /// An archive ends with two blocks of zeros (tar(5)); one that was cut has none, which tar itself lets pass.
 const END_BYTES: usize = 1024;
 
+/// What the programs say when the disk is full; the last is tar's word for a write that went in half.
+const FULL: [&str; 3] = ["No space left on device", "Disk quota exceeded", ": Wrote only "];
+
+/// A tarball of a million complaints is not worth a million lines.
+const MOST_WARNINGS: usize = 10;
+
 /// How the archive is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Packing {
@@ -170,7 +176,7 @@ fn pump(from: &mut dyn Read, into: &mut dyn Write, outcome: &mut Outcome, step: 
 fn judge(outcome: &Outcome, archive: &Path) -> Result<Vec<String>> {
     let name = archive.display();
     let both = format!("{}\n{}", outcome.tar_said, outcome.unpacker_said);
-    if both.contains("No space left on device") || both.contains("Disk quota exceeded") {
+    if FULL.iter().any(|words| both.contains(words)) {
         return Err(Failure::new(Exit::NoSpace, format!("the disk is full while unpacking {name}")).into());
     }
     let bad = |message: String, hint: &str| -> Result<Vec<String>> {
@@ -192,23 +198,28 @@ fn judge(outcome: &Outcome, archive: &Path) -> Result<Vec<String>> {
     }
     if outcome.tar_said.contains("contains '..'") {
         return bad(
-            format!("{name} holds a name that leads out of it: {}", first_line(&outcome.tar_said)),
+            format!("{name} holds a name that leads out of it: {}", line_with(&outcome.tar_said, "contains '..'")),
             "a root's tarball has no '..' in its names",
         );
     }
     if !outcome.tar.is_some_and(|status| status.success()) {
         return bad(format!("tar cannot unpack {name}: {}", first_line(&outcome.tar_said)), "try `tar -tvf` on it");
     }
-    Ok(warnings(&outcome.tar_said))
+    Ok(messages(&outcome.tar_said).take(MOST_WARNINGS).collect())
 }
 
-fn warnings(said: &str) -> Vec<String> {
+/// tar's messages for a person, without its name and without what a terminal would obey.
+fn messages(said: &str) -> impl Iterator<Item = String> + '_ {
     let lines = said.lines().map(|line| line.trim_start_matches("tar: ")).filter(|line| !line.is_empty());
-    lines.take(10).map(|line| line.chars().filter(|c| !c.is_control()).collect()).collect()
+    lines.map(|line| line.chars().filter(|c| !c.is_control()).collect())
 }
 
 fn first_line(said: &str) -> String {
-    warnings(said).into_iter().next().unwrap_or_else(|| "it gave no reason".into())
+    line_with(said, "")
+}
+
+fn line_with(said: &str, words: &str) -> String {
+    messages(said).find(|line| line.contains(words)).unwrap_or_else(|| "it gave no reason".into())
 }
 
 fn spawn_tar() -> Result<Child> {
