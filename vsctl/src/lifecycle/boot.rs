@@ -57,7 +57,7 @@ const MASKED: &[&str] = &[
 ];
 
 /// What may be read and not written.
-const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys"];
+const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What a start needs to know beside the plan.
 #[derive(Debug, Clone)]

@@ -65,7 +65,8 @@ pub fn plan(site: &Site, networks: &Networks, server: &Server) -> Vec<Step> {
     let guest_mac = mac(site, Some(server.record.id)).to_string();
     let create = NetworkStep::CreateLink { link: link.clone(), bridge: site.bridge(), guest_mac: guest_mac.clone() };
     let bind = NetworkStep::BindPort { table: site.table(), link, guest_mac, addresses };
-    // Bound before the link can carry anything that its addresses would let out.
+    // A guarded port without a binding sends nothing, so the order is free; undone in this one, the slow removal of the
+    // link covers the wait that the removal of a binding costs.
     vec![Step::Network(create), Step::Network(bind), configure]
 }
 

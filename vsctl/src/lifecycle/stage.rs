@@ -4,7 +4,8 @@
 //! ```text
 //! monitor                      stage                                    init
 //!    │ fork: new user namespace, server's cgroup
-//!    ├─────────────────────────►│
+//!    ├─────────────────────────►│ into its v1 cgroups
+//!    │◄──────────────── "here"  │
 //!    │ id maps; "mapped" ──────►│ root of it; mount, net, uts, ipc, cgroup, time
 //!    │◄─────────────── "apart"  │ (the monitor can now reach the network namespace)
 //!    │ "overlay" + layers ─────►│ mounts the overlay in the server's user namespace
@@ -78,21 +79,21 @@ impl Stage {
     pub fn enter(group: &Group, first_id: Option<u32>) -> Result<Self> {
         let (ours, theirs) = channel::pair()?;
         let namespaces = if first_id.is_some() { Kinds::USER } else { Kinds::empty() };
-        match process::fork(&CloneOptions { namespaces, cgroup: None, sibling: false })? {
+        match process::fork(&CloneOptions { namespaces, cgroup: group.open_unified()?, sibling: false })? {
             Fork::Child => {
                 drop(ours);
-                run(theirs)
+                run(theirs, group)
             }
             Fork::Parent { pid, .. } => {
                 let stage = Self { pid, channel: ours, has_ids: first_id.is_some() };
-                stage.begin(group, first_id).inspect_err(|_| stage.end())?;
+                stage.begin(first_id).inspect_err(|_| stage.end())?;
                 Ok(stage)
             }
         }
     }
 
-    fn begin(&self, group: &Group, first_id: Option<u32>) -> Result<()> {
-        group.attach(self.pid)?;
+    fn begin(&self, first_id: Option<u32>) -> Result<()> {
+        self.expect("here")?;
         if let Some(outside) = first_id {
             IdMap { inside: 0, outside, count: IDS_PER_SERVER }.write_for(self.pid)?;
         }
@@ -168,8 +169,8 @@ impl Stage {
 }
 
 /// The stage's life. Never returns; what goes wrong is told on the channel.
-fn run(channel: Channel) -> ! {
-    let code = match work(channel) {
+fn run(channel: Channel, group: &Group) -> ! {
+    let code = match work(channel, group) {
         Ok(()) => 0,
         Err((channel, error)) => {
             let _ = channel.send(format!("{error:#}").as_bytes(), &[]);
@@ -179,7 +180,11 @@ fn run(channel: Channel) -> ! {
     std::process::exit(code)
 }
 
-fn work(channel: Channel) -> std::result::Result<(), (Channel, anyhow::Error)> {
+fn work(channel: Channel, group: &Group) -> std::result::Result<(), (Channel, anyhow::Error)> {
+    // By itself, and before its ids change: moving another process waits for a grace period of the kernel (v1 only).
+    if let Err(error) = group.attach_self_v1() {
+        return Err((channel, error.into()));
+    }
     let channel = alone(channel)?;
     talk(&channel).map_err(|error| (channel, error))
 }
@@ -205,6 +210,7 @@ fn alone(channel: Channel) -> std::result::Result<Channel, (Channel, anyhow::Err
 }
 
 fn talk(channel: &Channel) -> Result<()> {
+    channel.send(b"here", &[])?;
     await_word(channel, "mapped")?;
     process::set_user(0, 0, &[])?;
     // A change of user made it undumpable, and then its /proc files are the host root's: it could not write its offsets.

@@ -309,9 +309,9 @@ impl<'a> Watch<'a> {
                     }
                 }
             }
-            self.hear_callers(&ready);
-            // One that went away has changed its mind, or was killed.
+            // One that went away has changed its mind, or was killed. Before new ones come: their wish is still in `ready`.
             self.stoppers.retain(|stopper| !ready.contains(&stopper.as_raw_fd()));
+            self.hear_callers(&ready);
             if ready.contains(&self.running.pidfd.as_fd().as_raw_fd()) {
                 self.consoles.drain();
                 return Ok(if self.stoppers.is_empty() { Some(self.end()) } else { None });
