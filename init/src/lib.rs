@@ -5,5 +5,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod accounts;
 pub mod control;
 pub mod handover;

@@ -9,7 +9,6 @@
 
 #![forbid(unsafe_code)]
 
-mod accounts;
 mod client;
 mod console_log;
 mod exec;

@@ -10,11 +10,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use init::accounts;
 use kernel::process::{self, CloneOptions, Fork, fork};
 use rustix::process::{Rlimit, setrlimit};
 
 use super::notify;
-use crate::accounts;
 use crate::failure::{During, Failure, Result, chain};
 use crate::service::{Limit, Log, Resource, ServiceFile};
 
