@@ -70,11 +70,7 @@ impl Accounts {
         let mut busy_ns = vec![0; self.visible];
         self.add_busy(cpus, times, &mut busy_ns);
         for (index, account) in self.cpus[..self.visible].iter_mut().enumerate() {
-            account.pass(
-                passed_ns,
-                busy_ns[index],
-                share(throttled_ns, index, self.visible),
-            );
+            account.pass(passed_ns, busy_ns[index], share(throttled_ns, index, self.visible));
         }
         self.wall_ns = self.wall_ns.max(wall_ns);
         self.last.raise_to(times);
@@ -92,9 +88,7 @@ impl Accounts {
 
     /// Idle time of all CPUs, in nanoseconds.
     pub fn idle_ns(&self) -> u64 {
-        self.cpus
-            .iter()
-            .fold(0, |sum: u64, cpu| sum.saturating_add(cpu.idle_ns))
+        self.cpus.iter().fold(0, |sum: u64, cpu| sum.saturating_add(cpu.idle_ns))
     }
 
     /// Adds the busy time since the last answer, exactly where the kernel says which CPU it was and that CPU
@@ -102,11 +96,7 @@ impl Accounts {
     fn add_busy(&mut self, cpus: &Cpus, times: &CpuTimes, busy_ns: &mut [u64]) {
         let (mut user, mut nice, mut system) = (0u64, 0u64, 0u64);
         match &times.busy {
-            Busy::Total {
-                user_ns,
-                nice_ns,
-                system_ns,
-            } => {
+            Busy::Total { user_ns, nice_ns, system_ns } => {
                 let (user_before, nice_before, system_before) = self.last.busy.total();
                 user = user_ns.saturating_sub(user_before);
                 nice = nice_ns.saturating_sub(nice_before);
@@ -120,9 +110,7 @@ impl Accounts {
                     let user_delta = now.user_ns.saturating_sub(user_before);
                     let system_delta = now.system_ns.saturating_sub(system_before);
                     match cpus.set.binary_search(&now.number) {
-                        Ok(index) if exact => {
-                            self.charge(index, user_delta, 0, system_delta, busy_ns)
-                        }
+                        Ok(index) if exact => self.charge(index, user_delta, 0, system_delta, busy_ns),
                         _ => {
                             user = user.saturating_add(user_delta);
                             system = system.saturating_add(system_delta);
@@ -143,10 +131,7 @@ impl Accounts {
         account.user_ns = account.user_ns.saturating_add(user);
         account.nice_ns = account.nice_ns.saturating_add(nice);
         account.system_ns = account.system_ns.saturating_add(system);
-        busy_ns[index] = busy_ns[index]
-            .saturating_add(user)
-            .saturating_add(nice)
-            .saturating_add(system);
+        busy_ns[index] = busy_ns[index].saturating_add(user).saturating_add(nice).saturating_add(system);
     }
 }
 
@@ -164,21 +149,11 @@ mod tests {
     const S: u64 = 1_000_000_000;
 
     fn cpus(set: &[u32], visible: usize) -> Cpus {
-        Cpus {
-            set: set.to_vec(),
-            visible,
-        }
+        Cpus { set: set.to_vec(), visible }
     }
 
     fn total(user: u64, system: u64, throttled: u64) -> CpuTimes {
-        CpuTimes {
-            busy: Busy::Total {
-                user_ns: user,
-                nice_ns: 0,
-                system_ns: system,
-            },
-            throttled_ns: throttled,
-        }
+        CpuTimes { busy: Busy::Total { user_ns: user, nice_ns: 0, system_ns: system }, throttled_ns: throttled }
     }
 
     #[test]
@@ -194,16 +169,8 @@ mod tests {
     fn a_cpu_of_the_set_keeps_its_own_time() {
         let times = CpuTimes {
             busy: Busy::PerCpu(vec![
-                PhysicalCpu {
-                    number: 0,
-                    user_ns: 0,
-                    system_ns: 0,
-                },
-                PhysicalCpu {
-                    number: 3,
-                    user_ns: 4 * S,
-                    system_ns: S,
-                },
+                PhysicalCpu { number: 0, user_ns: 0, system_ns: 0 },
+                PhysicalCpu { number: 3, user_ns: 4 * S, system_ns: S },
             ]),
             throttled_ns: 0,
         };

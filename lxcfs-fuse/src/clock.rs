@@ -19,10 +19,7 @@ pub struct Now {
 impl Now {
     /// Reads both clocks.
     pub fn read() -> Now {
-        Now {
-            boottime_ns: nanoseconds(ClockId::Boottime),
-            realtime_ns: nanoseconds(ClockId::Realtime),
-        }
+        Now { boottime_ns: nanoseconds(ClockId::Boottime), realtime_ns: nanoseconds(ClockId::Realtime) }
     }
 
     /// The boot-time clock in milliseconds.

@@ -11,9 +11,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyOpen, Request,
+    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, Request,
 };
 
 use crate::clock::Now;
@@ -46,15 +45,8 @@ pub struct Progress {
 impl Progress {
     /// How long the oldest request has been waiting for its answer, in milliseconds.
     pub fn oldest_ms(&self, now: Now) -> u64 {
-        let begun = self
-            .begun_ms
-            .iter()
-            .map(|slot| slot.load(Ordering::Relaxed))
-            .filter(|&begun| begun > 0);
-        begun
-            .map(|begun| now.boottime_ms().saturating_sub(begun))
-            .max()
-            .unwrap_or(0)
+        let begun = self.begun_ms.iter().map(|slot| slot.load(Ordering::Relaxed)).filter(|&begun| begun > 0);
+        begun.map(|begun| now.boottime_ms().saturating_sub(begun)).max().unwrap_or(0)
     }
 
     fn begin(&self, now: Now) -> Answering<'_> {
@@ -108,10 +100,7 @@ impl Filesystem {
 
     /// A file system over captured trees: the host's below `host`, registrations in `servers`.
     pub fn at(host: &Path, servers: &Path) -> Filesystem {
-        Filesystem::new(
-            Arc::new(Host::at(host)),
-            Arc::new(Servers::registered_in(servers)),
-        )
+        Filesystem::new(Arc::new(Host::at(host)), Arc::new(Servers::registered_in(servers)))
     }
 
     /// Answers EIO to requests that earlier workers did not answer: one of them may be what kills workers.
@@ -126,14 +115,7 @@ impl Filesystem {
     }
 
     /// The text of a file of server `id` at `now`, in place of `out`; `reader` is the task that asks, or 0.
-    pub fn text(
-        &self,
-        id: u64,
-        kind: Kind,
-        reader: u32,
-        now: Now,
-        out: &mut String,
-    ) -> Result<(), Errno> {
+    pub fn text(&self, id: u64, kind: Kind, reader: u32, now: Now, out: &mut String) -> Result<(), Errno> {
         let server = self.server(id, now)?;
         let mut made = self.try_text(&server, kind, reader, now, out);
         if matches!(made, Err(Unreadable::Gone)) {
@@ -150,14 +132,7 @@ impl Filesystem {
         })
     }
 
-    fn try_text(
-        &self,
-        server: &Server,
-        kind: Kind,
-        reader: u32,
-        now: Now,
-        out: &mut String,
-    ) -> Result<(), Unreadable> {
+    fn try_text(&self, server: &Server, kind: Kind, reader: u32, now: Now, out: &mut String) -> Result<(), Unreadable> {
         out.clear();
         let files = server.files(now)?;
         let snapshot = Snapshot::new(&self.host, &files, now);
@@ -177,11 +152,7 @@ impl Filesystem {
             Node::Root => Ok(attributes(node, None, SystemTime::UNIX_EPOCH)),
             Node::Place { id, index } => {
                 let server = self.server(id, now)?;
-                Ok(attributes(
-                    node,
-                    PLACES[usize::from(index)].kind,
-                    server.started,
-                ))
+                Ok(attributes(node, PLACES[usize::from(index)].kind, server.started))
             }
         }
     }
@@ -212,13 +183,7 @@ impl Filesystem {
 
     /// Answers a read: a new text at the beginning of a file, the rest of the known one after it. The answer is
     /// left in `part`.
-    fn answer(
-        &self,
-        read: &Read,
-        now: Now,
-        text: &mut String,
-        part: &mut Vec<u8>,
-    ) -> Result<(), Errno> {
+    fn answer(&self, read: &Read, now: Now, text: &mut String, part: &mut Vec<u8>) -> Result<(), Errno> {
         if read.offset > 0 && self.texts.part(read.handle, read.offset, read.size, part) {
             return Ok(());
         }
@@ -263,14 +228,7 @@ fn render_kind(
             let tasks = server.load(snapshot, reader)?.tasks();
             let accounts = server.accounts(snapshot)?;
             let started_s = snapshot.now().realtime_of_ns(started_ns) / 1_000_000_000;
-            render::stat(
-                out,
-                &render::Stat {
-                    accounts: &accounts,
-                    started_s,
-                    tasks,
-                },
-            );
+            render::stat(out, &render::Stat { accounts: &accounts, started_s, tasks });
         }
         Kind::Cpuinfo => render::cpuinfo(out, &snapshot.host_cpuinfo()?, &snapshot.cpus()?),
         Kind::Uptime => {
@@ -287,14 +245,8 @@ fn render_kind(
         Kind::Swaps => render::swaps(out, &snapshot.memory()?),
         Kind::Diskstats => render::diskstats(out, &snapshot.disks()?),
         Kind::Vmstat => {
-            let (names, memory) = (snapshot.vmstat_names()?, snapshot.memory()?);
-            render::vmstat(
-                out,
-                names,
-                &memory,
-                &snapshot.memory_events()?,
-                &snapshot.disks()?,
-            );
+            let (memory, events) = snapshot.memory_and_events()?;
+            render::vmstat(out, snapshot.vmstat_names()?, &memory, &events, &snapshot.disks()?);
         }
         Kind::PressureCpu => pressure(out, snapshot, Resource::Cpu)?,
         Kind::PressureMemory => pressure(out, snapshot, Resource::Memory)?,
@@ -304,18 +256,12 @@ fn render_kind(
     Ok(())
 }
 
-fn pressure(
-    out: &mut String,
-    snapshot: &Snapshot<'_>,
-    resource: Resource,
-) -> Result<(), Unreadable> {
+fn pressure(out: &mut String, snapshot: &Snapshot<'_>, resource: Resource) -> Result<(), Unreadable> {
     match snapshot.pressure(resource)? {
         Some(text) => render::pressure(out, &text),
         // As the kernel answers with `psi=0`.
         None => {
-            return Err(Unreadable::Io(io::Error::from_raw_os_error(
-                libc::EOPNOTSUPP,
-            )));
+            return Err(Unreadable::Io(io::Error::from_raw_os_error(libc::EOPNOTSUPP)));
         }
     }
     Ok(())
@@ -333,11 +279,7 @@ fn attributes(node: Node, kind: Option<Kind>, started: SystemTime) -> FileAttr {
         mtime: started,
         ctime: started,
         crtime: started,
-        kind: if is_file {
-            FileType::RegularFile
-        } else {
-            FileType::Directory
-        },
+        kind: if is_file { FileType::RegularFile } else { FileType::Directory },
         perm: if is_file { 0o444 } else { 0o555 },
         nlink: if is_file { 1 } else { 2 },
         uid: 0,
@@ -362,20 +304,12 @@ impl fuser::Filesystem for Filesystem {
             return reply.error(Errno::EIO);
         }
         match self.look_up(parent.0, name, now) {
-            Ok((attributes, ttl)) => {
-                reply.entry_with_ttls(&PLACE_TTL, &ttl, &attributes, Generation(0))
-            }
+            Ok((attributes, ttl)) => reply.entry_with_ttls(&PLACE_TTL, &ttl, &attributes, Generation(0)),
             Err(error) => reply.error(error),
         }
     }
 
-    fn getattr(
-        &self,
-        request: &Request,
-        inode: INodeNo,
-        _handle: Option<FileHandle>,
-        reply: ReplyAttr,
-    ) {
+    fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let now = Now::read();
         let _answering = self.progress.begin(now);
         let attributes = match Node::of(inode.0) {
@@ -398,10 +332,9 @@ impl fuser::Filesystem for Filesystem {
         };
         match server {
             // No page cache: each beginning of a file is a new text. Nothing to flush: nobody writes.
-            Ok(_) => reply.opened(
-                FileHandle(self.texts.handle()),
-                FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
-            ),
+            Ok(_) => {
+                reply.opened(FileHandle(self.texts.handle()), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH)
+            }
             Err(error) => reply.error(error),
         }
     }
@@ -422,13 +355,7 @@ impl fuser::Filesystem for Filesystem {
         if self.is_refused(request) {
             return reply.error(Errno::EIO);
         }
-        let read = Read {
-            inode: inode.0,
-            handle: handle.0,
-            offset,
-            size,
-            reader: request.pid(),
-        };
+        let read = Read { inode: inode.0, handle: handle.0, offset, size, reader: request.pid() };
         TEXT.with_borrow_mut(|(text, part)| match self.answer(&read, now, text, part) {
             Ok(()) => reply.data(part),
             Err(error) => reply.error(error),
@@ -449,60 +376,28 @@ impl fuser::Filesystem for Filesystem {
         reply.ok();
     }
 
-    fn readdir(
-        &self,
-        _request: &Request,
-        inode: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
-    ) {
+    fn readdir(&self, _request: &Request, inode: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let now = Now::read();
         let _answering = self.progress.begin(now);
         let Some(node) = Node::of(inode.0) else {
             return reply.error(Errno::ESTALE);
         };
         let (own, parent, children) = match node {
-            Node::Root => (
-                node,
-                node,
-                self.servers
-                    .ids()
-                    .into_iter()
-                    .map(|id| (id.to_string(), id, 0))
-                    .collect(),
-            ),
+            Node::Root => (node, node, self.servers.ids().into_iter().map(|id| (id.to_string(), id, 0)).collect()),
             Node::Place { id, index } => {
                 if let Err(error) = self.server(id, now) {
                     return reply.error(error);
                 }
-                let above = if index == 0 {
-                    Node::Root
-                } else {
-                    Node::Place {
-                        id,
-                        index: PLACES[usize::from(index)].parent,
-                    }
-                };
+                let above =
+                    if index == 0 { Node::Root } else { Node::Place { id, index: PLACES[usize::from(index)].parent } };
                 (node, above, children_of(id, index))
             }
         };
         let dots = [(".".to_owned(), own), ("..".to_owned(), parent)];
-        let entries = children
-            .into_iter()
-            .map(|(name, id, index)| (name, Node::Place { id, index }));
-        for (position, (name, node)) in dots
-            .into_iter()
-            .chain(entries)
-            .enumerate()
-            .skip(offset as usize)
-        {
+        let entries = children.into_iter().map(|(name, id, index)| (name, Node::Place { id, index }));
+        for (position, (name, node)) in dots.into_iter().chain(entries).enumerate().skip(offset as usize) {
             let is_file = matches!(node, Node::Place { index, .. } if PLACES[usize::from(index)].kind.is_some());
-            let kind = if is_file {
-                FileType::RegularFile
-            } else {
-                FileType::Directory
-            };
+            let kind = if is_file { FileType::RegularFile } else { FileType::Directory };
             if reply.add(INodeNo(node.inode()), position as u64 + 1, kind, name) {
                 break;
             }
@@ -515,7 +410,5 @@ impl fuser::Filesystem for Filesystem {
 fn children_of(id: u64, parent: u8) -> Vec<(String, u64, u8)> {
     let places = PLACES.iter().enumerate();
     let inside = places.filter(|(_, place)| place.parent == parent && !place.name.is_empty());
-    inside
-        .map(|(index, place)| (place.name.to_owned(), id, index as u8))
-        .collect()
+    inside.map(|(index, place)| (place.name.to_owned(), id, index as u8)).collect()
 }

@@ -12,9 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use fuser::{Config, Session, SessionACL};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
 use crate::filesystem::Filesystem;
 
@@ -29,12 +27,7 @@ pub struct Greeted {
 
 /// Lets fuser answer the kernel's INIT message `init` for `filesystem`, with `threads` threads to come.
 pub fn greet(filesystem: Filesystem, init: &[u8], threads: usize) -> io::Result<Greeted> {
-    let (inner, outer) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let (inner, outer) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     send(&outer, init, SendFlags::empty())?;
     let mut config = Config::default();
     config.acl = SessionACL::All;

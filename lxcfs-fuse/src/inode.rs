@@ -70,19 +70,11 @@ pub const PLACES: &[Place] = &[
 ];
 
 const fn directory(name: &'static str, parent: u8) -> Place {
-    Place {
-        name,
-        parent,
-        kind: None,
-    }
+    Place { name, parent, kind: None }
 }
 
 const fn file(name: &'static str, parent: u8, kind: Kind) -> Place {
-    Place {
-        name,
-        parent,
-        kind: Some(kind),
-    }
+    Place { name, parent, kind: Some(kind) }
 }
 
 /// What an inode number stands for.
@@ -127,9 +119,7 @@ pub fn id_of(name: &OsStr) -> Option<u64> {
 
 /// The place called `name` in the directory `parent`.
 pub fn child(parent: u8, name: &OsStr) -> Option<u8> {
-    let found = |place: &Place| {
-        place.parent == parent && !place.name.is_empty() && OsStr::new(place.name) == name
-    };
+    let found = |place: &Place| place.parent == parent && !place.name.is_empty() && OsStr::new(place.name) == name;
     PLACES.iter().position(found).map(|index| index as u8)
 }
 
@@ -140,11 +130,7 @@ pub fn paths() -> impl Iterator<Item = String> {
 
 fn path(place: &Place) -> String {
     let parent = &PLACES[usize::from(place.parent)];
-    if parent.name.is_empty() {
-        place.name.to_owned()
-    } else {
-        format!("{}/{}", path(parent), place.name)
-    }
+    if parent.name.is_empty() { place.name.to_owned() } else { format!("{}/{}", path(parent), place.name) }
 }
 
 #[cfg(test)]
@@ -192,14 +178,7 @@ mod tests {
 
     #[test]
     fn only_canonical_ids_are_names() {
-        for (name, id) in [
-            ("1", Some(1)),
-            ("0", None),
-            ("01", None),
-            ("+1", None),
-            ("", None),
-            ("1a", None),
-        ] {
+        for (name, id) in [("1", Some(1)), ("0", None), ("01", None), ("+1", None), ("", None), ("1a", None)] {
             assert_eq!(id_of(OsStr::new(name)), id, "{name}");
         }
         assert_eq!(id_of(OsStr::new("99999999999999999999")), None);

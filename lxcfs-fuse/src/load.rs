@@ -37,8 +37,7 @@ impl Load {
 
     /// Whether a new sample is due.
     pub fn is_due(&self, now_ms: u64) -> bool {
-        self.updated_ms
-            .is_none_or(|then| now_ms.saturating_sub(then) >= INTERVAL_MS)
+        self.updated_ms.is_none_or(|then| now_ms.saturating_sub(then) >= INTERVAL_MS)
     }
 
     /// Whether the last sample still holds because the server has used no CPU since: a task that does not run
@@ -52,11 +51,7 @@ impl Load {
     pub fn sample(&mut self, now_ms: u64, started_ms: u64, tasks: Tasks, busy_ns: Option<u64>) {
         let since_ms = self.updated_ms.unwrap_or(started_ms);
         let intervals = now_ms.saturating_sub(since_ms) / INTERVAL_MS;
-        let active = tasks
-            .running
-            .saturating_add(tasks.blocked)
-            .min(u64::from(u32::MAX))
-            * ONE;
+        let active = tasks.running.saturating_add(tasks.blocked).min(u64::from(u32::MAX)) * ONE;
         for (average, factor) in self.averages.iter_mut().zip(FACTORS) {
             *average = decay(*average, power(factor, intervals), active);
         }
@@ -81,11 +76,7 @@ fn decay(average: u64, factor: u64, active: u64) -> u64 {
         return average;
     }
     let next = average * factor + active * (ONE - factor);
-    (if active >= average {
-        next + ONE - 1
-    } else {
-        next
-    }) / ONE
+    (if active >= average { next + ONE - 1 } else { next }) / ONE
 }
 
 /// `factor` to the power of `exponent` in fixed point, as `fixed_power_int()`.
@@ -108,10 +99,7 @@ mod tests {
     use super::*;
 
     fn running(count: u64) -> Tasks {
-        Tasks {
-            running: count,
-            blocked: 0,
-        }
+        Tasks { running: count, blocked: 0 }
     }
 
     #[test]

@@ -25,17 +25,12 @@ const STOP_TIMEOUT_MS: u64 = 10_000;
 fn main() -> ExitCode {
     set_up_logging();
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let words: Vec<&str> = arguments
-        .iter()
-        .map(|argument| argument.to_str().unwrap_or(""))
-        .collect();
+    let words: Vec<&str> = arguments.iter().map(|argument| argument.to_str().unwrap_or("")).collect();
     let done = match words[..] {
         ["serve", "--run", _] => serve(Path::new(&arguments[2])),
         ["stop", "--run", _] => stop(Path::new(&arguments[2])),
         ["supervise", "--run", _] => supervise(Path::new(&arguments[2])),
-        ["worker", "--run", _] => {
-            worker::run(Path::new(&arguments[2])).inspect_err(|error| log::error!("{error:#}"))
-        }
+        ["worker", "--run", _] => worker::run(Path::new(&arguments[2])).inspect_err(|error| log::error!("{error:#}")),
         ["--help" | "-h" | "help"] => {
             println!("{USAGE}");
             Ok(())
@@ -52,10 +47,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            if words
-                .first()
-                .is_some_and(|word| matches!(*word, "serve" | "stop"))
-            {
+            if words.first().is_some_and(|word| matches!(*word, "serve" | "stop")) {
                 eprintln!("lxcfs-fuse: {error:#}");
             }
             ExitCode::FAILURE
@@ -68,9 +60,7 @@ fn main() -> ExitCode {
 fn set_up_logging() {
     let default = env_logger::Env::default().default_filter_or("info,fuser=error");
     let format = |out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>| {
-        let time = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default();
+        let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let level = record.level().as_str().to_lowercase();
         writeln!(
             out,
@@ -101,36 +91,22 @@ fn serve(run: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("run {}", program.display()))?;
     let mut answer = String::new();
     if let Some(output) = child.stdout.take() {
-        BufReader::new(output)
-            .read_line(&mut answer)
-            .context("read from the supervisor")?;
+        BufReader::new(output).read_line(&mut answer).context("read from the supervisor")?;
     }
-    match answer
-        .trim_end()
-        .split_once(' ')
-        .unwrap_or((answer.trim_end(), ""))
-    {
+    match answer.trim_end().split_once(' ').unwrap_or((answer.trim_end(), "")) {
         ("live", _) => Ok(()),
         ("already", pid) => {
-            println!(
-                "lxcfs-fuse: already serving {} (pid {pid})",
-                run.path().display()
-            );
+            println!("lxcfs-fuse: already serving {} (pid {pid})", run.path().display());
             Ok(())
         }
         ("error", what) => bail!("{what}"),
-        _ => bail!(
-            "the supervisor ended without a word; see {}/log",
-            run.path().display()
-        ),
+        _ => bail!("the supervisor ended without a word; see {}/log", run.path().display()),
     }
 }
 
 /// The supervisor, started by `serve`: says one line on its output, then goes on alone.
 fn supervise(run: &Path) -> anyhow::Result<()> {
-    let done = RunDirectory::open(run)
-        .map_err(anyhow::Error::from)
-        .and_then(|run| supervise_in(&run));
+    let done = RunDirectory::open(run).map_err(anyhow::Error::from).and_then(|run| supervise_in(&run));
     if let Err(error) = &done {
         log::error!("{error:#}");
         supervisor::tell_starter(&format!("error {error:#}"));
@@ -151,10 +127,7 @@ fn supervise_in(run: &RunDirectory) -> anyhow::Result<()> {
             return Ok(());
         }
         if since.elapsed() > LIVE_TIMEOUT {
-            bail!(
-                "another lxcfs-fuse holds {} but is not live",
-                run.path().join("lock").display()
-            );
+            bail!("another lxcfs-fuse holds {} but is not live", run.path().join("lock").display());
         }
         std::thread::sleep(Duration::from_millis(20));
     };
@@ -193,10 +166,7 @@ fn stop(run: &Path) -> anyhow::Result<()> {
         end_supervisor(&run)?;
     }
     let Some(_lock) = run.try_lock()? else {
-        bail!(
-            "another lxcfs-fuse was started at {} meanwhile",
-            run.path().display()
-        )
+        bail!("another lxcfs-fuse was started at {} meanwhile", run.path().display())
     };
     mountpoint::clear(&run.mount())?;
     run.withdraw();
@@ -215,11 +185,7 @@ fn end_supervisor(run: &RunDirectory) -> anyhow::Result<()> {
             return Ok(());
         }
         if since.elapsed() > LIVE_TIMEOUT {
-            bail!(
-                "{} is held, but there is no {}",
-                run.path().join("lock").display(),
-                run.pid_file().display()
-            );
+            bail!("{} is held, but there is no {}", run.path().join("lock").display(), run.pid_file().display());
         }
         std::thread::sleep(Duration::from_millis(20));
     };

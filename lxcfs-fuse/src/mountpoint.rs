@@ -20,17 +20,14 @@ pub fn mount(target: &Path) -> Result<OwnedFd, kernel::Error> {
         .map_err(|error| kernel::Error::new("open", "/dev/fuse", error))?;
     keep_private(target)?;
     let mut fuse = FileSystem::new("fuse")?;
-    fuse.option("source", "lxcfs-fuse")?
-        .option("subtype", "lxcfs-fuse")?;
-    fuse.option("fd", connection.as_raw_fd().to_string())?
-        .option("rootmode", "40000")?;
+    fuse.option("source", "lxcfs-fuse")?.option("subtype", "lxcfs-fuse")?;
+    fuse.option("fd", connection.as_raw_fd().to_string())?.option("rootmode", "40000")?;
     fuse.option("user_id", "0")?.option("group_id", "0")?;
     // Guests have ids of their own and must be let in; the kernel checks modes, so no question costs us a request.
     fuse.flag("allow_other")?.flag("default_permissions")?;
     // Read-only as a whole: else each direct read makes the kernel forget the cached attributes (its access time).
     fuse.flag("ro")?;
-    let restricted =
-        Attributes::READ_ONLY | Attributes::NOSUID | Attributes::NODEV | Attributes::NOEXEC;
+    let restricted = Attributes::READ_ONLY | Attributes::NOSUID | Attributes::NODEV | Attributes::NOEXEC;
     fuse.mount(restricted)?.attach(target)?;
     Ok(connection)
 }
@@ -39,22 +36,10 @@ pub fn mount(target: &Path) -> Result<OwnedFd, kernel::Error> {
 fn keep_private(target: &Path) -> Result<(), kernel::Error> {
     let mounts = mounts()?;
     // Of several on one path the last one is on top.
-    let around = mounts
-        .iter()
-        .rev()
-        .filter(|mount| target.starts_with(&mount.mount_point));
+    let around = mounts.iter().rev().filter(|mount| target.starts_with(&mount.mount_point));
     let nearest = around.max_by_key(|mount| mount.mount_point.components().count());
-    let shared = nearest.is_some_and(|mount| {
-        mount
-            .propagation
-            .iter()
-            .any(|tag| tag.starts_with("shared:"))
-    });
-    if shared {
-        kernel::mount::bind_private(target)
-    } else {
-        Ok(())
-    }
+    let shared = nearest.is_some_and(|mount| mount.propagation.iter().any(|tag| tag.starts_with("shared:")));
+    if shared { kernel::mount::bind_private(target) } else { Ok(()) }
 }
 
 /// What is mounted exactly at `target`, bottom first.
@@ -82,10 +67,7 @@ pub fn clear(target: &Path) -> Result<(), kernel::Error> {
 /// Ends the connection of the FUSE file system at `target` for all who wait for it, where the kernel's control files
 /// are mounted. Without them, closing every descriptor of the connection does the same.
 pub fn abort(target: &Path) -> Result<(), kernel::Error> {
-    for mount in mounted_at(target)?
-        .iter()
-        .filter(|mount| mount.kind.starts_with("fuse"))
-    {
+    for mount in mounted_at(target)?.iter().filter(|mount| mount.kind.starts_with("fuse")) {
         let path = format!("/sys/fs/fuse/connections/{}/abort", mount.minor);
         if Path::new(&path).exists() {
             std::fs::write(&path, "1").map_err(|error| kernel::Error::new("write", path, error))?;

@@ -45,17 +45,9 @@ pub struct Cgroup {
 impl Cgroup {
     /// Every directory that is named.
     pub fn directories(&self) -> impl Iterator<Item = &PathBuf> {
-        [
-            &self.unified,
-            &self.cpu,
-            &self.cpuacct,
-            &self.cpuset,
-            &self.memory,
-            &self.blkio,
-            &self.pids,
-        ]
-        .into_iter()
-        .flatten()
+        [&self.unified, &self.cpu, &self.cpuacct, &self.cpuset, &self.memory, &self.blkio, &self.pids]
+            .into_iter()
+            .flatten()
     }
 }
 
@@ -77,11 +69,7 @@ impl Registration {
     /// Parses the text of a registration file.
     pub fn parse(text: &str) -> Result<Registration, Malformed> {
         let registration: Registration = toml::from_str(text).map_err(Malformed::Syntax)?;
-        if let Some(relative) = registration
-            .cgroup
-            .directories()
-            .find(|path| !path.is_absolute())
-        {
+        if let Some(relative) = registration.cgroup.directories().find(|path| !path.is_absolute()) {
             return Err(Malformed::Relative(relative.display().to_string()));
         }
         if registration.cgroup.directories().next().is_none() {
@@ -115,14 +103,8 @@ mod tests {
     fn a_broken_registration_says_what_is_wrong() {
         for (text, wanted) in [
             ("", "not a registration"),
-            (
-                "name = \"a\"\nstarted_boottime_ns = -1\n[cgroup]\nunified = \"/a\"",
-                "not a registration",
-            ),
-            (
-                "name = \"a\"\nstarted_boottime_ns = 1\n[cgroup]\n",
-                "no cgroup directory is named",
-            ),
+            ("name = \"a\"\nstarted_boottime_ns = -1\n[cgroup]\nunified = \"/a\"", "not a registration"),
+            ("name = \"a\"\nstarted_boottime_ns = 1\n[cgroup]\n", "no cgroup directory is named"),
             (
                 "name = \"a\"\nstarted_boottime_ns = 1\n[cgroup]\nunified = \"a\"",
                 "cgroup directory 'a' is not absolute",

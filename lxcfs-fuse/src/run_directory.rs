@@ -30,8 +30,7 @@ impl RunDirectory {
     /// The existing directory `path`.
     pub fn open(path: &Path) -> Result<RunDirectory, kernel::Error> {
         let canonical = path.canonicalize();
-        let path = canonical
-            .map_err(|error| kernel::Error::new("find run directory", path.display(), error))?;
+        let path = canonical.map_err(|error| kernel::Error::new("find run directory", path.display(), error))?;
         Ok(RunDirectory { path })
     }
 
@@ -73,11 +72,7 @@ impl RunDirectory {
 
     /// The pid of the supervisor that says it is live.
     pub fn pid(&self) -> Option<i32> {
-        std::fs::read_to_string(self.pid_file())
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
+        std::fs::read_to_string(self.pid_file()).ok()?.trim().parse().ok()
     }
 
     /// Takes the lock that says who is the supervisor; `None` if there is one.
@@ -90,11 +85,7 @@ impl RunDirectory {
         let files: String = inode::paths().map(|path| path + "\n").collect();
         kernel::file::replace(&self.path.join("files"), files.as_bytes(), 0o644)?;
         // Last: who sees a pid finds all the rest.
-        kernel::file::replace(
-            &self.pid_file(),
-            format!("{}\n", std::process::id()).as_bytes(),
-            0o644,
-        )
+        kernel::file::replace(&self.pid_file(), format!("{}\n", std::process::id()).as_bytes(), 0o644)
     }
 
     /// Takes back [`RunDirectory::announce`]. What cannot be removed is not there, or will be written over.

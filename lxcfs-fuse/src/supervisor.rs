@@ -27,9 +27,7 @@ use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
 use crate::run_directory::RunDirectory;
 use crate::worker::Mode;
@@ -89,12 +87,7 @@ pub fn run(run: &RunDirectory, live: impl FnOnce()) -> anyhow::Result<End> {
     ended
 }
 
-fn serve(
-    run: &RunDirectory,
-    connection: OwnedFd,
-    signals: &SignalFd,
-    live: impl FnOnce(),
-) -> anyhow::Result<End> {
+fn serve(run: &RunDirectory, connection: OwnedFd, signals: &SignalFd, live: impl FnOnce()) -> anyhow::Result<End> {
     let init = read_init(&connection).context("read INIT from the kernel")?;
     let mut supervisor = Supervisor {
         run: run.clone(),
@@ -159,10 +152,7 @@ impl Supervisor {
                     let killed = status.signal() == Some(libc::SIGKILL);
                     let young = lived < if killed { KILLED_YOUNG } else { GROWN_UP };
                     self.young_deaths = if young { self.young_deaths + 1 } else { 0 };
-                    log::warn!(
-                        "worker {} ended ({status}) after {lived:.1?}",
-                        worker.child.id()
-                    );
+                    log::warn!("worker {} ended ({status}) after {lived:.1?}", worker.child.id());
                 }
                 Event::Hung => {
                     log::error!("worker {} hangs, it is replaced", worker.child.id());
@@ -181,17 +171,11 @@ impl Supervisor {
     fn replace_worker(&mut self, signals: &SignalFd) -> anyhow::Result<Result<Worker, End>> {
         loop {
             if self.young_deaths >= HOPELESS_AFTER {
-                log::error!(
-                    "{} workers died young in a row: giving up, readers are let go",
-                    self.young_deaths
-                );
+                log::error!("{} workers died young in a row: giving up, readers are let go", self.young_deaths);
                 return Ok(Err(End::Hopeless));
             }
             if self.young_deaths >= SLOW_AFTER {
-                log::error!(
-                    "{} workers died young in a row: waiting {PAUSE:?}",
-                    self.young_deaths
-                );
+                log::error!("{} workers died young in a row: waiting {PAUSE:?}", self.young_deaths);
                 if wait_for_stop(signals, PAUSE)? {
                     return Ok(Err(End::Stopped));
                 }
@@ -208,38 +192,19 @@ impl Supervisor {
 
     /// Starts a worker and waits until it serves.
     fn start_worker(&mut self) -> anyhow::Result<Worker> {
-        let pair = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        );
+        let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
         let (control, theirs) = pair.context("make a socket pair")?;
         // By path, so that an upgraded program is what comes next; the running one if that is being replaced.
-        let program = if self.program.exists() {
-            self.program.clone()
-        } else {
-            PathBuf::from("/proc/self/exe")
-        };
+        let program = if self.program.exists() { self.program.clone() } else { PathBuf::from("/proc/self/exe") };
         let mut command = Command::new(&program);
         command.arg("worker").arg("--run").arg(self.run.path());
         let connection = self.connection.try_clone().context("copy the connection")?;
-        command
-            .stdin(Stdio::from(connection))
-            .stdout(Stdio::from(theirs));
-        let child = command
-            .spawn()
-            .with_context(|| format!("run {}", program.display()))?;
+        command.stdin(Stdio::from(connection)).stdout(Stdio::from(theirs));
+        let child = command.spawn().with_context(|| format!("run {}", program.display()))?;
         // Its copies of the worker's descriptors would keep a dead worker's socket open.
         drop(command);
         let now = Instant::now();
-        let mut worker = Worker {
-            child,
-            control,
-            since: now,
-            pinged: now,
-            answered: now,
-        };
+        let mut worker = Worker { child, control, since: now, pinged: now, answered: now };
         self.shake_hands(&worker)?;
         worker.since = Instant::now();
         worker.answered = worker.since;
@@ -247,21 +212,10 @@ impl Supervisor {
     }
 
     fn shake_hands(&mut self, worker: &Worker) -> anyhow::Result<()> {
-        let mode = if self.young_deaths >= CAUTIOUS_AFTER {
-            Mode::Cautious
-        } else {
-            Mode::Normal
-        };
-        send(
-            &worker.control,
-            &[&[mode as u8], &self.init[..]].concat(),
-            SendFlags::NOSIGNAL,
-        )
-        .context("send INIT")?;
+        let mode = if self.young_deaths >= CAUTIOUS_AFTER { Mode::Cautious } else { Mode::Normal };
+        send(&worker.control, &[&[mode as u8], &self.init[..]].concat(), SendFlags::NOSIGNAL).context("send INIT")?;
         let answer = receive(&worker.control).context("wait for the answer to INIT")?;
-        let Some(reply) = answer.strip_prefix(b"reply") else {
-            bail!("the worker said something else than its reply")
-        };
+        let Some(reply) = answer.strip_prefix(b"reply") else { bail!("the worker said something else than its reply") };
         match &self.reply {
             None => {
                 rustix::io::write(&self.connection, reply).context("answer INIT")?;
@@ -287,10 +241,7 @@ impl Supervisor {
 fn wait(worker: &mut Worker, signals: &SignalFd) -> anyhow::Result<Event> {
     let due = PING_INTERVAL.saturating_sub(worker.pinged.elapsed());
     {
-        let mut wanted = [
-            PollFd::new(signals, PollFlags::IN),
-            PollFd::new(&worker.control, PollFlags::IN),
-        ];
+        let mut wanted = [PollFd::new(signals, PollFlags::IN), PollFd::new(&worker.control, PollFlags::IN)];
         poll_for(&mut wanted, due)?;
     }
     if take_signals(signals)? {
@@ -304,11 +255,7 @@ fn wait(worker: &mut Worker, signals: &SignalFd) -> anyhow::Result<Event> {
         return Ok(Event::Hung);
     }
     if worker.pinged.elapsed() >= PING_INTERVAL {
-        let _ = send(
-            &worker.control,
-            b"ping",
-            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-        );
+        let _ = send(&worker.control, b"ping", SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
         worker.pinged = Instant::now();
     }
     Ok(Event::Nothing)
@@ -341,10 +288,7 @@ fn take_signals(signals: &SignalFd) -> anyhow::Result<bool> {
 fn wait_for_stop(signals: &SignalFd, time: Duration) -> anyhow::Result<bool> {
     let end = Instant::now() + time;
     while Instant::now() < end {
-        poll_for(
-            &mut [PollFd::new(signals, PollFlags::IN)],
-            end - Instant::now(),
-        )?;
+        poll_for(&mut [PollFd::new(signals, PollFlags::IN)], end - Instant::now())?;
         if take_signals(signals)? {
             return Ok(true);
         }
@@ -382,10 +326,7 @@ fn read_init(connection: &OwnedFd) -> anyhow::Result<Vec<u8>> {
 fn poll_for(wanted: &mut [PollFd<'_>], time: Duration) -> anyhow::Result<usize> {
     // Rounded up by a millisecond, so that a wait for the rest of an interval does not spin.
     let time = time + Duration::from_millis(1);
-    let timeout = Timespec {
-        tv_sec: time.as_secs() as i64,
-        tv_nsec: time.subsec_nanos().into(),
-    };
+    let timeout = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
     match poll(wanted, Some(&timeout)) {
         Err(rustix::io::Errno::INTR) => Ok(0),
         other => other.context("poll"),
@@ -414,9 +355,7 @@ fn protect_from_oom_killer() {
 
 fn report(result: Result<(), kernel::Error>) {
     if let Err(error) = result {
-        let cause = std::error::Error::source(&error)
-            .map(|cause| format!(": {cause}"))
-            .unwrap_or_default();
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
         log::error!("{error}{cause}");
     }
 }

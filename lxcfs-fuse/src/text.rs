@@ -32,10 +32,7 @@ pub struct Texts {
 impl Texts {
     /// No texts. Handles count up from `first`: take the clock, so that two workers never give out the same.
     pub fn new(first: u64) -> Texts {
-        Texts {
-            next: AtomicU64::new(first),
-            shards: Default::default(),
-        }
+        Texts { next: AtomicU64::new(first), shards: Default::default() }
     }
 
     /// A new handle.
@@ -82,18 +79,13 @@ impl Texts {
 
     fn shard(&self, handle: u64) -> std::sync::MutexGuard<'_, Shard> {
         let shard = &self.shards[handle as usize % SHARDS];
-        shard
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        shard.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
 /// The bytes from `offset`, at most `size`; empty beyond the end.
 pub fn slice(text: &[u8], offset: u64, size: u32) -> &[u8] {
-    let rest = usize::try_from(offset)
-        .ok()
-        .and_then(|offset| text.get(offset..))
-        .unwrap_or_default();
+    let rest = usize::try_from(offset).ok().and_then(|offset| text.get(offset..)).unwrap_or_default();
     &rest[..rest.len().min(size as usize)]
 }
 
@@ -103,15 +95,8 @@ pub fn slice(text: &[u8], offset: u64, size: u32) -> &[u8] {
 /// longer, a few stray bytes must not be handed to them as one more line: within the last line is the end.
 pub fn resume(text: &[u8], offset: u64, size: u32) -> &[u8] {
     let body = text.strip_suffix(b"\n").unwrap_or(text);
-    let last_line = body
-        .iter()
-        .rposition(|&byte| byte == b'\n')
-        .map_or(0, |newline| newline + 1);
-    if offset > last_line as u64 {
-        &[]
-    } else {
-        slice(text, offset, size)
-    }
+    let last_line = body.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
+    if offset > last_line as u64 { &[] } else { slice(text, offset, size) }
 }
 
 #[cfg(test)]
@@ -138,11 +123,7 @@ mod tests {
         for _ in 0..100_000 {
             texts.keep(texts.handle(), "x");
         }
-        let kept: usize = texts
-            .shards
-            .iter()
-            .map(|shard| shard.lock().unwrap().texts.len())
-            .sum();
+        let kept: usize = texts.shards.iter().map(|shard| shard.lock().unwrap().texts.len()).sum();
         assert_eq!(kept, SHARDS * TEXTS_MAX);
     }
 

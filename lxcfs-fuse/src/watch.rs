@@ -79,14 +79,9 @@ impl Server {
     }
 
     /// The CPU accounts, brought up to now.
-    pub fn accounts(
-        &self,
-        snapshot: &Snapshot<'_>,
-    ) -> Result<MutexGuard<'_, Accounts>, Unreadable> {
+    pub fn accounts(&self, snapshot: &Snapshot<'_>) -> Result<MutexGuard<'_, Accounts>, Unreadable> {
         let (cpus, times) = (snapshot.cpus()?, snapshot.cpu_times()?);
-        let wall_ns = snapshot
-            .now()
-            .since_ns(self.registration.started_boottime_ns);
+        let wall_ns = snapshot.now().since_ns(self.registration.started_boottime_ns);
         let mut accounts = locked(&self.accounts);
         accounts.advance(wall_ns, &cpus, &times);
         Ok(accounts)
@@ -94,11 +89,7 @@ impl Server {
 
     /// The load as of the last sample; from now on [`Servers::tend`] takes samples. The first one is taken here,
     /// without the task `reader`, which asks.
-    pub fn load(
-        &self,
-        snapshot: &Snapshot<'_>,
-        reader: u32,
-    ) -> Result<MutexGuard<'_, Load>, Unreadable> {
+    pub fn load(&self, snapshot: &Snapshot<'_>, reader: u32) -> Result<MutexGuard<'_, Load>, Unreadable> {
         let now_ms = snapshot.now().boottime_ms();
         let lately = self.load_read_ms.swap(now_ms, Ordering::Relaxed);
         if now_ms.saturating_sub(lately) >= IDLE_MS || locked(&self.load).is_due(now_ms) {
@@ -125,9 +116,7 @@ impl Server {
 
 /// A poisoned lock only says that a thread panicked while it held it; the counters are still counters.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// Why a server cannot be had.
@@ -149,11 +138,7 @@ struct Stamp {
 
 impl Stamp {
     fn of(metadata: &Metadata) -> Stamp {
-        Stamp {
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        }
+        Stamp { inode: metadata.ino(), size: metadata.size(), modified: (metadata.mtime(), metadata.mtime_nsec()) }
     }
 }
 
@@ -175,10 +160,7 @@ pub struct Servers {
 impl Servers {
     /// The servers registered in `directory`; reads nothing yet.
     pub fn registered_in(directory: &Path) -> Servers {
-        Servers {
-            directory: directory.to_owned(),
-            entries: RwLock::default(),
-        }
+        Servers { directory: directory.to_owned(), entries: RwLock::default() }
     }
 
     /// The server `id`, as its registration file is now (or was a moment ago).
@@ -211,33 +193,20 @@ impl Servers {
             return entry.server.clone().ok_or(Missing::Malformed);
         }
         let server = read(&path, id, now);
-        self.remember(
-            id,
-            Entry {
-                stamp,
-                checked_ms: AtomicU64::new(now.boottime_ms()),
-                server,
-            },
-        )
-        .ok_or(Missing::Malformed)
+        self.remember(id, Entry { stamp, checked_ms: AtomicU64::new(now.boottime_ms()), server })
+            .ok_or(Missing::Malformed)
     }
 
     /// Puts an entry in. A server that goes on under a new registration keeps its counters.
     fn remember(&self, id: u64, mut entry: Entry) -> Option<Arc<Server>> {
-        let mut entries = self
-            .entries
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut entries = self.entries.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         let before = entries.get(&id).and_then(|before| before.server.clone());
         if let (Some(before), Some(server)) = (before, &entry.server) {
             let (old, new) = (&before.registration, &server.registration);
             if old.started_boottime_ns == new.started_boottime_ns && old.cgroup == new.cgroup {
                 *locked(&server.accounts) = locked(&before.accounts).clone();
                 *locked(&server.load) = locked(&before.load).clone();
-                server.load_read_ms.store(
-                    before.load_read_ms.load(Ordering::Relaxed),
-                    Ordering::Relaxed,
-                );
+                server.load_read_ms.store(before.load_read_ms.load(Ordering::Relaxed), Ordering::Relaxed);
                 if old == new {
                     entry.server = Some(before);
                 }
@@ -252,10 +221,7 @@ impl Servers {
     fn forget(&self, id: u64) {
         let known = self.entries().contains_key(&id);
         if known {
-            self.entries
-                .write()
-                .unwrap_or_else(|poisoned| poisoned.into_inner())
-                .remove(&id);
+            self.entries.write().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(&id);
         }
     }
 
@@ -266,9 +232,7 @@ impl Servers {
         };
         let names = entries.flatten().map(|entry| entry.file_name());
         let mut ids: Vec<u64> = names
-            .filter_map(|name| {
-                crate::inode::id_of(std::ffi::OsStr::new(name.to_str()?.strip_suffix(".toml")?))
-            })
+            .filter_map(|name| crate::inode::id_of(std::ffi::OsStr::new(name.to_str()?.strip_suffix(".toml")?)))
             .collect();
         ids.sort_unstable();
         ids
@@ -276,21 +240,14 @@ impl Servers {
 
     /// Whether [`Servers::tend`] would have nothing to do: no server has its files open.
     pub fn is_quiet(&self) -> bool {
-        self.entries()
-            .values()
-            .flat_map(|entry| &entry.server)
-            .all(|server| locked(&server.files).is_none())
+        self.entries().values().flat_map(|entry| &entry.server).all(|server| locked(&server.files).is_none())
     }
 
     /// House-keeping, to be called every second or so: samples loads that are asked for, closes what is idle,
     /// forgets what is gone.
     pub fn tend(&self, host: &Host, now: Now) {
         let now_ms = now.boottime_ms();
-        let servers: Vec<Arc<Server>> = self
-            .entries()
-            .values()
-            .filter_map(|entry| entry.server.clone())
-            .collect();
+        let servers: Vec<Arc<Server>> = self.entries().values().filter_map(|entry| entry.server.clone()).collect();
         for server in &servers {
             let load_read_ms = server.load_read_ms.load(Ordering::Relaxed);
             let asked = load_read_ms > 0 && now_ms.saturating_sub(load_read_ms) < IDLE_MS;
@@ -304,9 +261,7 @@ impl Servers {
     fn sample(&self, host: &Host, server: &Server, now: Now) {
         // Does not count as a reading: `files` would say so.
         let read_ms = server.read_ms.load(Ordering::Relaxed);
-        let sampled = server
-            .files(now)
-            .and_then(|files| server.sample(&Snapshot::new(host, &files, now), None));
+        let sampled = server.files(now).and_then(|files| server.sample(&Snapshot::new(host, &files, now), None));
         server.read_ms.store(read_ms, Ordering::Relaxed);
         if let Err(Unreadable::Gone) = sampled {
             server.close_files();
@@ -328,9 +283,7 @@ impl Servers {
     }
 
     fn entries(&self) -> std::sync::RwLockReadGuard<'_, HashMap<u64, Entry>> {
-        self.entries
-            .read()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.entries.read().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -346,14 +299,8 @@ fn read(path: &Path, id: u64, now: Now) -> Option<Arc<Server>> {
     match Registration::parse(&text) {
         Ok(registration) => Some(Arc::new(Server::new(id, registration, now))),
         Err(error) => {
-            let cause = std::error::Error::source(&error)
-                .map(|cause| format!(": {cause}"))
-                .unwrap_or_default();
-            log::warn!(
-                "{}: {error}{}",
-                path.display(),
-                cause.trim_end().replace('\n', " | ")
-            );
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            log::warn!("{}: {error}{}", path.display(), cause.trim_end().replace('\n', " | "));
             None
         }
     }
@@ -364,10 +311,7 @@ mod tests {
     use super::*;
 
     fn at(ms: u64) -> Now {
-        Now {
-            boottime_ns: ms * 1_000_000,
-            realtime_ns: 0,
-        }
+        Now { boottime_ns: ms * 1_000_000, realtime_ns: 0 }
     }
 
     fn text(started: u64) -> String {
@@ -381,30 +325,13 @@ mod tests {
         let file = directory.path().join("7.toml");
         assert_eq!(servers.find(7, at(0)).unwrap_err(), Missing::Unregistered);
         std::fs::write(&file, text(1)).unwrap();
-        assert_eq!(
-            servers
-                .find(7, at(1))
-                .unwrap()
-                .registration
-                .started_boottime_ns,
-            1
-        );
+        assert_eq!(servers.find(7, at(1)).unwrap().registration.started_boottime_ns, 1);
         std::fs::write(directory.path().join("new"), text(22)).unwrap();
         std::fs::rename(directory.path().join("new"), &file).unwrap();
-        assert_eq!(
-            servers
-                .find(7, at(500))
-                .unwrap()
-                .registration
-                .started_boottime_ns,
-            22
-        );
+        assert_eq!(servers.find(7, at(500)).unwrap().registration.started_boottime_ns, 22);
         assert_eq!(servers.ids(), [7]);
         std::fs::remove_file(&file).unwrap();
-        assert_eq!(
-            servers.find(7, at(1000)).unwrap_err(),
-            Missing::Unregistered
-        );
+        assert_eq!(servers.find(7, at(1000)).unwrap_err(), Missing::Unregistered);
     }
 
     #[test]

@@ -48,18 +48,13 @@ pub fn run(run: &Path) -> anyhow::Result<()> {
     let control = kernel::process::adopt_descriptor(1)?;
     // An answer from a worker without supervisor would be taken for a live service that cannot be stopped.
     kernel::process::set_parent_death_signal(libc::SIGKILL)?;
-    nix::sys::signal::SigSet::empty()
-        .thread_set_mask()
-        .context("unblock signals")?;
+    nix::sys::signal::SigSet::empty().thread_set_mask().context("unblock signals")?;
     let run = RunDirectory::open(run)?;
     drop_privileges();
 
     let mut message = vec![0; 8192];
-    let (length, _) = recv(&control, &mut message, RecvFlags::empty())
-        .context("receive INIT from the supervisor")?;
-    let Some((&mode, init)) = message[..length].split_first() else {
-        bail!("the supervisor is gone")
-    };
+    let (length, _) = recv(&control, &mut message, RecvFlags::empty()).context("receive INIT from the supervisor")?;
+    let Some((&mode, init)) = message[..length].split_first() else { bail!("the supervisor is gone") };
 
     let host = Arc::new(Host::at(Path::new("/")));
     let servers = Arc::new(Servers::registered_in(&run.servers()));
@@ -68,16 +63,9 @@ pub fn run(run: &Path) -> anyhow::Result<()> {
         filesystem = filesystem.refuse_resent();
     }
     let progress = filesystem.progress();
-    let greeted =
-        handshake::greet(filesystem, init, threads()).context("shake hands with fuser")?;
-    send(
-        &control,
-        &[b"reply", greeted.reply()].concat(),
-        SendFlags::NOSIGNAL,
-    )
-    .context("send the answer to INIT")?;
-    let (length, _) =
-        recv(&control, &mut message, RecvFlags::empty()).context("receive from the supervisor")?;
+    let greeted = handshake::greet(filesystem, init, threads()).context("shake hands with fuser")?;
+    send(&control, &[b"reply", greeted.reply()].concat(), SendFlags::NOSIGNAL).context("send the answer to INIT")?;
+    let (length, _) = recv(&control, &mut message, RecvFlags::empty()).context("receive from the supervisor")?;
     if &message[..length] != b"go" {
         bail!("the supervisor refused the answer to INIT");
     }
@@ -95,9 +83,7 @@ pub fn run(run: &Path) -> anyhow::Result<()> {
 
 /// Two threads answer while one waits for the disk; more than the CPUs would only meet in the kernel.
 fn threads() -> usize {
-    std::thread::available_parallelism()
-        .map_or(2, usize::from)
-        .clamp(2, 4)
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4)
 }
 
 /// Answers pings and keeps house. Ends the process when the supervisor is gone.
@@ -106,10 +92,7 @@ fn control_loop(control: &OwnedFd, host: &Host, servers: &Servers, progress: &Pr
     let mut tended_ms = 0;
     loop {
         // A quiet worker sleeps until it is pinged.
-        let timeout = (!servers.is_quiet()).then_some(Timespec {
-            tv_sec: TEND_MS / 1000,
-            tv_nsec: 0,
-        });
+        let timeout = (!servers.is_quiet()).then_some(Timespec { tv_sec: TEND_MS / 1000, tv_nsec: 0 });
         let mut wanted = [PollFd::new(control, PollFlags::IN)];
         let ready = poll(&mut wanted, timeout.as_ref()).unwrap_or(0) > 0;
         let now = Now::read();

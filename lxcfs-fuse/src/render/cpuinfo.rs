@@ -24,25 +24,21 @@ pub fn cpuinfo(out: &mut String, host: &str, cpus: &Cpus) {
 
 /// The number of the CPU that a block describes.
 fn processor(block: &str) -> Option<u32> {
-    let (key, value) = block
-        .trim_start_matches('\n')
-        .lines()
-        .next()?
-        .split_once(':')?;
+    let (key, value) = block.trim_start_matches('\n').lines().next()?.split_once(':')?;
     (key.trim_end() == "processor").then(|| value.trim().parse().ok())?
 }
 
 fn put_block(out: &mut String, block: &str, index: usize, count: usize) {
     for line in block.trim_matches('\n').lines() {
         let Some((key, _)) = line.split_once(':') else {
-            put!(out, "{line}\n");
+            out.extend([line, "\n"]);
             continue;
         };
         match key.trim_end() {
             "processor" | "core id" | "apicid" | "initial apicid" => put!(out, "{key}: {index}\n"),
             "siblings" | "cpu cores" => put!(out, "{key}: {count}\n"),
             "physical id" => put!(out, "{key}: 0\n"),
-            _ => put!(out, "{line}\n"),
+            _ => out.extend([line, "\n"]),
         }
     }
     out.push('\n');
@@ -59,29 +55,16 @@ mod tests {
     #[test]
     fn the_set_is_renumbered_and_cut_to_the_quota() {
         let mut out = String::new();
-        cpuinfo(
-            &mut out,
-            HOST,
-            &Cpus {
-                set: vec![1, 2],
-                visible: 1,
-            },
-        );
-        let wanted = "processor\t: 0\nmodel\t\t: 2\nsiblings\t: 1\ncore id\t\t: 0\ncpu cores\t: 1\npower management:\n\n";
+        cpuinfo(&mut out, HOST, &Cpus { set: vec![1, 2], visible: 1 });
+        let wanted =
+            "processor\t: 0\nmodel\t\t: 2\nsiblings\t: 1\ncore id\t\t: 0\ncpu cores\t: 1\npower management:\n\n";
         assert_eq!(out, wanted);
     }
 
     #[test]
     fn all_cpus_of_an_unlimited_server_read_as_on_the_host() {
         let mut out = String::new();
-        cpuinfo(
-            &mut out,
-            HOST,
-            &Cpus {
-                set: vec![0, 1, 2],
-                visible: 3,
-            },
-        );
+        cpuinfo(&mut out, HOST, &Cpus { set: vec![0, 1, 2], visible: 3 });
         assert_eq!(out, HOST);
     }
 }

@@ -11,18 +11,8 @@ pub fn diskstats(out: &mut String, disks: &[Disk]) {
         put!(out, "{:4} {:7} {}", disk.major, disk.minor, disk.name);
         // reads merged sectors ms · writes merged sectors ms · in flight, ms, weighted ms
         put!(out, " {} 0 {} 0", disk.reads, sectors(disk.read_bytes));
-        put!(
-            out,
-            " {} 0 {} 0 0 0 0",
-            disk.writes,
-            sectors(disk.written_bytes)
-        );
+        put!(out, " {} 0 {} 0 0 0 0", disk.writes, sectors(disk.written_bytes));
         // discards merged sectors ms · flushes ms
-        put!(
-            out,
-            " {} 0 {} 0 0 0\n",
-            disk.discards,
-            sectors(disk.discarded_bytes)
-        );
+        put!(out, " {} 0 {} 0 0 0\n", disk.discards, sectors(disk.discarded_bytes));
     }
 }

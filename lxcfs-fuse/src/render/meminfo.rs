@@ -1,6 +1,6 @@
 //! `/proc/meminfo`: the host's lines in the host's order, with the server's values.
 
-use super::put;
+use super::put_number;
 use crate::snapshot::Memory;
 
 /// Renders meminfo. Of `host`, the host's text, the names and a few constants of the machine are used.
@@ -9,28 +9,19 @@ pub fn meminfo(out: &mut String, host: &str, memory: &Memory) {
         let Some((name, host_value)) = line.split_once(':') else {
             continue;
         };
-        match shown(name, memory) {
-            Shown::Bytes(bytes) => {
-                // The kernel pads the name and its colon to 16 columns, and the value to 8.
-                put!(
-                    out,
-                    "{name}:{:width$}{:>8} kB\n",
-                    "",
-                    bytes / 1024,
-                    width = 15usize.saturating_sub(name.len())
-                );
+        let (number, unit) = match shown(name, memory) {
+            Shown::Bytes(bytes) => (bytes / 1024, " kB\n"),
+            Shown::Count(count) => (count, "\n"),
+            Shown::Host => {
+                out.extend([name, ":", host_value, "\n"]);
+                continue;
             }
-            Shown::Count(count) => {
-                put!(
-                    out,
-                    "{name}:{:width$}{count:>8}\n",
-                    "",
-                    width = 15usize.saturating_sub(name.len())
-                );
-            }
-            Shown::Host => put!(out, "{name}:{host_value}\n"),
-            Shown::Omitted => {}
-        }
+            Shown::Omitted => continue,
+        };
+        // The kernel pads the name and its colon to 16 columns, and the value to 8.
+        out.extend([name, ":"]);
+        put_number(out, number, 8 + 15usize.saturating_sub(name.len()));
+        out.push_str(unit);
     }
 }
 
@@ -52,10 +43,7 @@ fn shown(name: &str, memory: &Memory) -> Shown {
         "MemFree" => free,
         // Page cache of files and reclaimable slab can be dropped, so programs may count on it; shared memory
         // and tmpfs, which `file` includes, cannot.
-        "MemAvailable" => free
-            .saturating_add(shmem_kept_out)
-            .saturating_add(stat.slab_reclaimable)
-            .min(memory.total),
+        "MemAvailable" => free.saturating_add(shmem_kept_out).saturating_add(stat.slab_reclaimable).min(memory.total),
         "Cached" => stat.file,
         "SwapCached" => stat.swapcached,
         "Active" => stat.active_anon.saturating_add(stat.active_file),
@@ -76,9 +64,7 @@ fn shown(name: &str, memory: &Memory) -> Shown {
         "Shmem" => stat.shmem,
         // v1 does not tell slab from other kernel memory: 0 there, and the memory is in MemTotal - MemFree.
         "KReclaimable" | "SReclaimable" => stat.slab_reclaimable,
-        "Slab" => stat
-            .slab_reclaimable
-            .saturating_add(stat.slab_unreclaimable),
+        "Slab" => stat.slab_reclaimable.saturating_add(stat.slab_unreclaimable),
         "SUnreclaim" => stat.slab_unreclaimable,
         "KernelStack" => stat.kernel_stack,
         "PageTables" => stat.pagetables,
@@ -95,9 +81,9 @@ fn shown(name: &str, memory: &Memory) -> Shown {
         "Committed_AS" => memory.used.saturating_add(memory.swap_used),
         // Not counted by cgroup: block-device pages (they are in Cached), locked pages (they are in
         // Unevictable), and states that no current kernel counts any more.
-        "Buffers" | "Mlocked" | "NFS_Unstable" | "Bounce" | "WritebackTmp" | "VmallocChunk"
-        | "ShmemPmdMapped" | "FilePmdMapped" | "HardwareCorrupted" | "LazyFree" | "CmaTotal"
-        | "CmaFree" | "Unaccepted" | "Balloon" | "GPUActive" | "GPUReclaim" | "Quicklists" => 0,
+        "Buffers" | "Mlocked" | "NFS_Unstable" | "Bounce" | "WritebackTmp" | "VmallocChunk" | "ShmemPmdMapped"
+        | "FilePmdMapped" | "HardwareCorrupted" | "LazyFree" | "CmaTotal" | "CmaFree" | "Unaccepted" | "Balloon"
+        | "GPUActive" | "GPUReclaim" | "Quicklists" => 0,
         // Huge pages have a controller of their own, which registrations do not name: none are given.
         "Hugetlb" => 0,
         "HugePages_Total" | "HugePages_Free" | "HugePages_Rsvd" | "HugePages_Surp" => {
@@ -121,38 +107,16 @@ mod tests {
         let host = "MemTotal:       24684092 kB\nVmallocTotal:   34359738367 kB\nHugePages_Total:       7\n\
                     DirectMap4k:       28672 kB\nNewThing:            5 kB\n";
         let mut out = String::new();
-        meminfo(
-            &mut out,
-            host,
-            &Memory {
-                total: 24_684_092 * 1024,
-                ..Memory::default()
-            },
-        );
-        assert_eq!(
-            out,
-            "MemTotal:       24684092 kB\nVmallocTotal:   34359738367 kB\nHugePages_Total:       0\n"
-        );
+        meminfo(&mut out, host, &Memory { total: 24_684_092 * 1024, ..Memory::default() });
+        assert_eq!(out, "MemTotal:       24684092 kB\nVmallocTotal:   34359738367 kB\nHugePages_Total:       0\n");
     }
 
     #[test]
     fn available_is_never_more_than_there_is() {
-        let stat = MemoryStat {
-            active_file: u64::MAX,
-            slab_reclaimable: 5,
-            ..MemoryStat::default()
-        };
-        let memory = Memory {
-            total: 4096 * 1024,
-            used: 1 << 60,
-            stat,
-            ..Memory::default()
-        };
+        let stat = MemoryStat { active_file: u64::MAX, slab_reclaimable: 5, ..MemoryStat::default() };
+        let memory = Memory { total: 4096 * 1024, used: 1 << 60, stat, ..Memory::default() };
         let mut out = String::new();
         meminfo(&mut out, "MemFree: 1 kB\nMemAvailable: 1 kB\n", &memory);
-        assert_eq!(
-            out,
-            "MemFree:               0 kB\nMemAvailable:       4096 kB\n"
-        );
+        assert_eq!(out, "MemFree:               0 kB\nMemAvailable:       4096 kB\n");
     }
 }

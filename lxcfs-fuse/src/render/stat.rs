@@ -33,12 +33,7 @@ pub fn stat(out: &mut String, stat: &Stat<'_>) {
     out.push_str("intr 0\nctxt 0\n");
     put!(out, "btime {}\nprocesses 0\n", stat.started_s);
     // Whoever reads this runs.
-    put!(
-        out,
-        "procs_running {}\nprocs_blocked {}\n",
-        stat.tasks.running.max(1),
-        stat.tasks.blocked
-    );
+    put!(out, "procs_running {}\nprocs_blocked {}\n", stat.tasks.running.max(1), stat.tasks.blocked);
     out.push_str("softirq 0 0 0 0 0 0 0 0 0 0 0\n");
 }
 
@@ -74,14 +69,6 @@ impl Ticks {
     /// user nice system idle iowait irq softirq steal guest guest_nice. No waiting for I/O is told apart from
     /// idle, interrupts belong to the host, and a server is not known to run guests of its own.
     fn put(&self, out: &mut String, name: &str) {
-        put!(
-            out,
-            "{name} {} {} {} {} 0 0 0 {} 0 0\n",
-            self.user,
-            self.nice,
-            self.system,
-            self.idle,
-            self.steal
-        );
+        put!(out, "{name} {} {} {} {} 0 0 0 {} 0 0\n", self.user, self.nice, self.system, self.idle, self.steal);
     }
 }

@@ -13,11 +13,5 @@ pub fn swaps(out: &mut String, memory: &Memory) {
     let used = (memory.swap_used / 1024).min(total);
     // The kernel's columns: the name padded to 40, and a second tab after numbers of less than 8 digits.
     let tab = |number: u64| if number < 10_000_000 { "\t" } else { "" };
-    put!(
-        out,
-        "{:<40}virtual\t\t{total}\t{}{used}\t{}0\n",
-        "none",
-        tab(total),
-        tab(used)
-    );
+    put!(out, "{:<40}virtual\t\t{total}\t{}{used}\t{}0\n", "none", tab(total), tab(used));
 }

@@ -6,14 +6,7 @@ use super::put;
 pub fn uptime(out: &mut String, up_ns: u64, idle_ns: u64) {
     let hundredths = |ns: u64| ns / 10_000_000;
     let (up, idle) = (hundredths(up_ns), hundredths(idle_ns));
-    put!(
-        out,
-        "{}.{:02} {}.{:02}\n",
-        up / 100,
-        up % 100,
-        idle / 100,
-        idle % 100
-    );
+    put!(out, "{}.{:02} {}.{:02}\n", up / 100, up % 100, idle / 100, idle % 100);
 }
 
 #[cfg(test)]

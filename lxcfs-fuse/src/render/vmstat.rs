@@ -1,23 +1,20 @@
 //! `/proc/vmstat`: every name the host's kernel has, with the server's count where cgroup counts it, else 0.
 
-use super::{PAGE_BYTES, put};
+use super::{PAGE_BYTES, put_number};
 use crate::snapshot::{Disk, Memory, MemoryEvents};
 
 /// Renders vmstat.
-pub fn vmstat(
-    out: &mut String,
-    names: &[String],
-    memory: &Memory,
-    events: &MemoryEvents,
-    disks: &[Disk],
-) {
+pub fn vmstat(out: &mut String, names: &[String], memory: &Memory, events: &MemoryEvents, disks: &[Disk]) {
     for name in names {
-        let value = pages(name, memory)
-            .or_else(|| event(name, events, disks))
-            .unwrap_or(0);
-        put!(out, "{name} {value}\n");
+        let value = pages(name, memory).or_else(|| event(name, events, disks)).unwrap_or(0);
+        out.extend([name, " "]);
+        put_number(out, value, 0);
+        out.push('\n');
     }
 }
+
+/// Huge pages are counted in units of themselves; 2 MiB with pages of 4 KiB.
+const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
 /// Counters of pages in use, from the byte counters that meminfo uses too.
 fn pages(name: &str, memory: &Memory) -> Option<u64> {
@@ -40,6 +37,9 @@ fn pages(name: &str, memory: &Memory) -> Option<u64> {
         "nr_page_table_pages" => stat.pagetables,
         "nr_sec_page_table_pages" => stat.sec_pagetables,
         "nr_swapcached" => stat.swapcached,
+        "nr_anon_transparent_hugepages" => return Some(stat.anon_thp / HUGE_PAGE_BYTES),
+        "nr_shmem_hugepages" => return Some(stat.shmem_thp / HUGE_PAGE_BYTES),
+        "nr_file_hugepages" => return Some(stat.file_thp / HUGE_PAGE_BYTES),
         // This one is in KiB (mm/vmstat.c).
         "nr_kernel_stack" => return Some(stat.kernel_stack / 1024),
         _ => return None,
@@ -50,22 +50,13 @@ fn pages(name: &str, memory: &Memory) -> Option<u64> {
 /// Counters of events.
 fn event(name: &str, events: &MemoryEvents, disks: &[Disk]) -> Option<u64> {
     // In KiB, as the kernel counts what is submitted to block devices.
-    let kilobytes = |of: fn(&Disk) -> u64| {
-        Some(
-            disks
-                .iter()
-                .fold(0, |sum: u64, disk| sum.saturating_add(of(disk)))
-                / 1024,
-        )
-    };
+    let kilobytes =
+        |of: fn(&Disk) -> u64| Some(disks.iter().fold(0, |sum: u64, disk| sum.saturating_add(of(disk))) / 1024);
     match name {
         "pgpgin" => kilobytes(|disk| disk.read_bytes),
         "pgpgout" => kilobytes(|disk| disk.written_bytes),
         "oom_kill" => Some(events.oom_kills),
         // memory.stat and vmstat name the same events alike.
-        _ => events
-            .counts
-            .iter()
-            .find_map(|(found, count)| (found == name).then_some(*count)),
+        _ => events.counts.iter().find_map(|(found, count)| (found == name).then_some(*count)),
     }
 }

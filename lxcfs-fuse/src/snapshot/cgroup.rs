@@ -24,10 +24,7 @@ pub struct Source {
 
 impl Source {
     fn new(directory: &Path, name: &str) -> Source {
-        Source {
-            path: directory.join(name),
-            file: OnceLock::new(),
-        }
+        Source { path: directory.join(name), file: OnceLock::new() }
     }
 
     /// Passes the file's text to `parse`; `None` if there is no such file in this cgroup (yet).
@@ -51,11 +48,7 @@ impl Source {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // Either the file does not exist in this kernel, or the whole group is gone.
                 let directory = self.path.parent().unwrap_or(&self.path);
-                if directory.exists() {
-                    Ok(None)
-                } else {
-                    Err(Unreadable::Gone)
-                }
+                if directory.exists() { Ok(None) } else { Err(Unreadable::Gone) }
             }
             Err(error) => Err(error.into()),
         }
@@ -104,20 +97,9 @@ pub struct Files {
 #[derive(Debug)]
 pub enum Memory {
     /// cgroup v1. `memory.stat` has the tightest limits up the tree.
-    V1 {
-        usage: Source,
-        stat: Source,
-        oom: Source,
-    },
+    V1 { usage: Source, stat: Source, oom: Source },
     /// cgroup v2.
-    V2 {
-        current: Source,
-        stat: Source,
-        swap: Source,
-        events: Source,
-        limits: Vec<Source>,
-        swap_limits: Vec<Source>,
-    },
+    V2 { current: Source, stat: Source, swap: Source, events: Source, limits: Vec<Source>, swap_limits: Vec<Source> },
     /// Nowhere: the controller is not in use for this server.
     Uncounted,
 }
@@ -135,12 +117,7 @@ pub enum Quota {
 #[derive(Debug)]
 pub enum CpuTime {
     /// v1 `cpuacct.usage_all` (`cpuacct.stat` before Linux 4.7), `cpuacct.usage`, and the `cpu.stat` of `cpu`.
-    V1 {
-        usage_all: Source,
-        stat: Source,
-        usage: Source,
-        throttling: Option<Source>,
-    },
+    V1 { usage_all: Source, stat: Source, usage: Source, throttling: Option<Source> },
     /// v2 `cpu.stat`, which every group has, with or without the controller.
     V2 { stat: Source },
     /// Nowhere.
@@ -170,15 +147,10 @@ impl Files {
             quota: Quota::find(cgroup.cpu.as_deref(), unified),
             cpuset: cpuset(cgroup.cpuset.as_deref(), unified),
             cpu_time: CpuTime::find(cgroup, unified),
-            pids: cgroup
-                .pids
-                .as_deref()
-                .or(unified)
-                .map(|directory| Source::new(directory, "pids.current")),
+            pids: cgroup.pids.as_deref().or(unified).map(|directory| Source::new(directory, "pids.current")),
             io: Io::find(cgroup.blkio.as_deref(), unified),
             pressure: unified.map(|directory| {
-                ["cpu.pressure", "memory.pressure", "io.pressure"]
-                    .map(|name| Source::new(directory, name))
+                ["cpu.pressure", "memory.pressure", "io.pressure"].map(|name| Source::new(directory, name))
             }),
             tasks: task_list(cgroup),
         })
@@ -229,14 +201,9 @@ impl CpuTime {
                 usage_all: Source::new(directory, "cpuacct.usage_all"),
                 stat: Source::new(directory, "cpuacct.stat"),
                 usage: Source::new(directory, "cpuacct.usage"),
-                throttling: cgroup
-                    .cpu
-                    .as_deref()
-                    .map(|directory| Source::new(directory, "cpu.stat")),
+                throttling: cgroup.cpu.as_deref().map(|directory| Source::new(directory, "cpu.stat")),
             },
-            (None, Some(directory)) => CpuTime::V2 {
-                stat: Source::new(directory, "cpu.stat"),
-            },
+            (None, Some(directory)) => CpuTime::V2 { stat: Source::new(directory, "cpu.stat") },
             (None, None) => CpuTime::Uncounted,
         }
     }
@@ -249,9 +216,7 @@ impl Io {
                 bytes: Source::new(directory, "blkio.throttle.io_service_bytes_recursive"),
                 operations: Source::new(directory, "blkio.throttle.io_serviced_recursive"),
             },
-            (None, Some(directory)) => Io::V2 {
-                stat: Source::new(directory, "io.stat"),
-            },
+            (None, Some(directory)) => Io::V2 { stat: Source::new(directory, "io.stat") },
             (None, None) => Io::Uncounted,
         }
     }
@@ -272,20 +237,13 @@ fn cpuset(v1: Option<&Path>, unified: Option<&Path>) -> Option<Source> {
 
 /// The files called `name` from `directory` up to the first ancestor that has none.
 fn up_the_tree(directory: &Path, name: &str) -> Vec<Source> {
-    let with_file = directory
-        .ancestors()
-        .take_while(|ancestor| ancestor.join(name).exists());
-    with_file
-        .map(|ancestor| Source::new(ancestor, name))
-        .collect()
+    let with_file = directory.ancestors().take_while(|ancestor| ancestor.join(name).exists());
+    with_file.map(|ancestor| Source::new(ancestor, name)).collect()
 }
 
 /// A v1 group is flat, because a guest manages only the unified tree: one file lists all its threads.
 fn task_list(cgroup: &Cgroup) -> Option<(PathBuf, &'static str)> {
-    let v1 = [&cgroup.pids, &cgroup.cpuacct, &cgroup.cpu, &cgroup.memory]
-        .into_iter()
-        .flatten()
-        .next();
+    let v1 = [&cgroup.pids, &cgroup.cpuacct, &cgroup.cpu, &cgroup.memory].into_iter().flatten().next();
     match (v1, &cgroup.unified) {
         (Some(directory), _) => Some((directory.clone(), "tasks")),
         (None, Some(directory)) => Some((directory.clone(), "cgroup.threads")),

@@ -71,8 +71,7 @@ impl Host {
 
     /// Names of block devices by number.
     pub fn disks(&self, now: Now) -> io::Result<Arc<Vec<(u32, u32, String)>>> {
-        self.diskstats
-            .get(now, |text| text.lines().filter_map(disk_name).collect())
+        self.diskstats.get(now, |text| text.lines().filter_map(disk_name).collect())
     }
 
     /// The names of the lines of `/proc/vmstat`, fixed while the kernel runs.
@@ -81,9 +80,7 @@ impl Host {
             return Ok(names);
         }
         let text = std::fs::read_to_string(self.root.join("proc/vmstat"))?;
-        let names = parse::pairs(&text)
-            .map(|(name, _)| name.to_owned())
-            .collect();
+        let names = parse::pairs(&text).map(|(name, _)| name.to_owned()).collect();
         Ok(self.vmstat.get_or_init(|| names))
     }
 
@@ -97,22 +94,15 @@ impl Host {
 
 /// The value of one line of meminfo, in bytes; 0 if it is missing.
 fn kilobytes(meminfo: &str, name: &str) -> u64 {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    let value: Option<u64> =
-        line.and_then(|value| value.trim().trim_end_matches("kB").trim().parse().ok());
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let value: Option<u64> = line.and_then(|value| value.trim().trim_end_matches("kB").trim().parse().ok());
     value.unwrap_or(0).saturating_mul(1024)
 }
 
 /// Number and name of a line of `/proc/diskstats`.
 fn disk_name(line: &str) -> Option<(u32, u32, String)> {
     let mut words = line.split_ascii_whitespace();
-    Some((
-        words.next()?.parse().ok()?,
-        words.next()?.parse().ok()?,
-        words.next()?.to_owned(),
-    ))
+    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?, words.next()?.to_owned()))
 }
 
 /// A host file that stays open, and what was made of it less than a second ago.
@@ -124,17 +114,11 @@ struct Kept<T> {
 
 impl<T> Kept<T> {
     fn new(path: PathBuf) -> Kept<T> {
-        Kept {
-            path,
-            state: Mutex::new(None),
-        }
+        Kept { path, state: Mutex::new(None) }
     }
 
     fn get(&self, now: Now, parse: impl FnOnce(&str) -> T) -> io::Result<Arc<T>> {
-        let mut state = self
-            .state
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some((read_ms, file, value)) = &mut *state {
             if now.boottime_ms().saturating_sub(*read_ms) >= KEPT_MS {
                 *value = Arc::new(parse(&read_whole(file)?));

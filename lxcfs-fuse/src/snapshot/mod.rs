@@ -34,11 +34,7 @@ pub enum Unreadable {
 impl From<io::Error> for Unreadable {
     fn from(error: io::Error) -> Unreadable {
         // ENODEV: kernfs's answer for an open file of a removed cgroup.
-        if error.raw_os_error() == Some(libc::ENODEV) {
-            Unreadable::Gone
-        } else {
-            Unreadable::Io(error)
-        }
+        if error.raw_os_error() == Some(libc::ENODEV) { Unreadable::Gone } else { Unreadable::Io(error) }
     }
 }
 
@@ -80,11 +76,7 @@ pub enum Busy {
 
 impl Default for Busy {
     fn default() -> Busy {
-        Busy::Total {
-            user_ns: 0,
-            nice_ns: 0,
-            system_ns: 0,
-        }
+        Busy::Total { user_ns: 0, nice_ns: 0, system_ns: 0 }
     }
 }
 
@@ -92,17 +84,9 @@ impl Busy {
     /// User, nice and system time of all CPUs.
     pub fn total(&self) -> (u64, u64, u64) {
         match self {
-            Busy::Total {
-                user_ns,
-                nice_ns,
-                system_ns,
-            } => (*user_ns, *nice_ns, *system_ns),
+            Busy::Total { user_ns, nice_ns, system_ns } => (*user_ns, *nice_ns, *system_ns),
             Busy::PerCpu(cpus) => cpus.iter().fold((0, 0, 0), |(user, nice, system), cpu| {
-                (
-                    cpu.user_ns.saturating_add(user),
-                    nice,
-                    cpu.system_ns.saturating_add(system),
-                )
+                (cpu.user_ns.saturating_add(user), nice, cpu.system_ns.saturating_add(system))
             }),
         }
     }
@@ -132,16 +116,8 @@ impl CpuTimes {
         self.throttled_ns = self.throttled_ns.max(later.throttled_ns);
         match (&mut self.busy, &later.busy) {
             (
-                Busy::Total {
-                    user_ns,
-                    nice_ns,
-                    system_ns,
-                },
-                Busy::Total {
-                    user_ns: user,
-                    nice_ns: nice,
-                    system_ns: system,
-                },
+                Busy::Total { user_ns, nice_ns, system_ns },
+                Busy::Total { user_ns: user, nice_ns: nice, system_ns: system },
             ) => {
                 *user_ns = (*user_ns).max(*user);
                 *nice_ns = (*nice_ns).max(*nice);
@@ -180,10 +156,7 @@ pub struct Memory {
 
 /// Counters of `memory.stat` of both versions, in bytes, by the names of v2.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[allow(
-    missing_docs,
-    reason = "the names are those of the kernel's documentation of cgroup v2"
-)]
+#[allow(missing_docs, reason = "the names are those of the kernel's documentation of cgroup v2")]
 pub struct MemoryStat {
     pub anon: u64,
     pub file: u64,
@@ -289,17 +262,10 @@ impl<'a> Snapshot<'a> {
             None => Vec::new(),
         };
         // A set with no CPU in it cannot run anything: no information rather than a machine without CPUs.
-        let set = if set.is_empty() {
-            self.host.online(self.now)?.to_vec()
-        } else {
-            set
-        };
+        let set = if set.is_empty() { self.host.online(self.now)?.to_vec() } else { set };
         let set = if set.is_empty() { vec![0] } else { set };
         let quota = self.quota_cpus()?.unwrap_or(u64::MAX);
-        let visible = set
-            .len()
-            .min(usize::try_from(quota).unwrap_or(usize::MAX))
-            .max(1);
+        let visible = set.len().min(usize::try_from(quota).unwrap_or(usize::MAX)).max(1);
         Ok(Cpus { set, visible })
     }
 
@@ -333,26 +299,16 @@ impl<'a> Snapshot<'a> {
     /// The server's CPU time.
     pub fn cpu_times(&self) -> Result<CpuTimes, Unreadable> {
         match &self.files.cpu_time {
-            cgroup::CpuTime::V1 {
-                usage_all,
-                stat,
-                throttling,
-                ..
-            } => {
+            cgroup::CpuTime::V1 { usage_all, stat, throttling, .. } => {
                 let busy = match usage_all.read(parse::usage_all)? {
                     Some(per_cpu) => Busy::PerCpu(per_cpu),
                     None => stat.read(busy_of_cpuacct_stat)?.unwrap_or_default(),
                 };
                 let throttled_ns = match throttling {
-                    Some(source) => source
-                        .read(|text| parse::value(text, "throttled_time"))?
-                        .flatten(),
+                    Some(source) => source.read(|text| parse::value(text, "throttled_time"))?.flatten(),
                     None => None,
                 };
-                Ok(CpuTimes {
-                    busy,
-                    throttled_ns: throttled_ns.unwrap_or(0),
-                })
+                Ok(CpuTimes { busy, throttled_ns: throttled_ns.unwrap_or(0) })
             }
             cgroup::CpuTime::V2 { stat } => Ok(stat.read(times_of_cpu_stat)?.unwrap_or_default()),
             cgroup::CpuTime::Uncounted => Ok(CpuTimes::default()),
@@ -364,9 +320,7 @@ impl<'a> Snapshot<'a> {
         match &self.files.cpu_time {
             cgroup::CpuTime::V1 { usage, .. } => Ok(usage.read(parse::number)?.flatten()),
             cgroup::CpuTime::V2 { stat } => {
-                let usec = stat
-                    .read(|text| parse::value(text, "usage_usec"))?
-                    .flatten();
+                let usec = stat.read(|text| parse::value(text, "usage_usec"))?.flatten();
                 Ok(usec.map(|usec| usec.saturating_mul(1000)))
             }
             cgroup::CpuTime::Uncounted => Ok(None),
@@ -375,34 +329,48 @@ impl<'a> Snapshot<'a> {
 
     /// The server's memory.
     pub fn memory(&self) -> Result<Memory, Unreadable> {
+        self.memory_and(|_| ())
+    }
+
+    /// The server's memory, and events of it: one reading of `memory.stat`, which is the dearest of all files.
+    pub fn memory_and_events(&self) -> Result<(Memory, MemoryEvents), Unreadable> {
+        let mut counts = Vec::new();
+        let memory = self.memory_and(|text| match &self.files.memory {
+            cgroup::Memory::V1 { .. } => counts = memory_events_v1(text),
+            _ => counts = parse::pairs(text).map(|(name, count)| (name.to_owned(), count)).collect(),
+        })?;
+        let kills = match &self.files.memory {
+            cgroup::Memory::V1 { oom: source, .. } | cgroup::Memory::V2 { events: source, .. } => {
+                source.read(|text| parse::value(text, "oom_kill"))?.flatten()
+            }
+            cgroup::Memory::Uncounted => None,
+        };
+        Ok((memory, MemoryEvents { counts, oom_kills: kills.unwrap_or(0) }))
+    }
+
+    /// The server's memory; `memory.stat` is shown to `also`.
+    fn memory_and(&self, mut also: impl FnMut(&str)) -> Result<Memory, Unreadable> {
         let host = self.host.memory(self.now)?;
-        let mut memory = Memory {
-            total: host.total_bytes,
-            swap_total: host.swap_total_bytes,
-            ..Memory::default()
+        let mut memory = Memory { total: host.total_bytes, swap_total: host.swap_total_bytes, ..Memory::default() };
+        let mut both = |parse: fn(&str) -> MemoryStat, text: &str| {
+            also(text);
+            parse(text)
         };
         match &self.files.memory {
             cgroup::Memory::V1 { usage, stat, .. } => {
                 memory.used = usage.read(parse::number)?.flatten().unwrap_or(0);
-                memory.stat = stat.read(memory_stat_v1)?.unwrap_or_default();
+                memory.stat = stat.read(|text| both(memory_stat_v1, text))?.unwrap_or_default();
                 memory.swap_used = memory.stat.swap;
                 let limit = memory.stat.hierarchical_memory_limit;
                 memory.total = memory.total.min(limit.unwrap_or(u64::MAX));
                 // v1 limits the sum of memory and swap.
-                if let Some(both) = memory.stat.hierarchical_memsw_limit {
-                    memory.swap_total = memory.swap_total.min(both.saturating_sub(memory.total));
+                if let Some(sum) = memory.stat.hierarchical_memsw_limit {
+                    memory.swap_total = memory.swap_total.min(sum.saturating_sub(memory.total));
                 }
             }
-            cgroup::Memory::V2 {
-                current,
-                stat,
-                swap,
-                limits,
-                swap_limits,
-                ..
-            } => {
+            cgroup::Memory::V2 { current, stat, swap, limits, swap_limits, .. } => {
                 memory.used = current.read(parse::number)?.flatten().unwrap_or(0);
-                memory.stat = stat.read(memory_stat_v2)?.unwrap_or_default();
+                memory.stat = stat.read(|text| both(memory_stat_v2, text))?.unwrap_or_default();
                 memory.swap_used = swap.read(parse::number)?.flatten().unwrap_or(0);
                 memory.total = tightest(limits, memory.total)?;
                 memory.swap_total = tightest(swap_limits, memory.swap_total)?;
@@ -412,41 +380,12 @@ impl<'a> Snapshot<'a> {
         Ok(memory)
     }
 
-    /// Events of the server's memory.
-    pub fn memory_events(&self) -> Result<MemoryEvents, Unreadable> {
-        let owned = |text: &str| {
-            parse::pairs(text)
-                .map(|(name, count)| (name.to_owned(), count))
-                .collect()
-        };
-        match &self.files.memory {
-            cgroup::Memory::V1 { stat, oom, .. } => Ok(MemoryEvents {
-                // pgpgin and pgpgout of v1 count charged pages, which is not what vmstat means by them.
-                counts: stat.read(total_events)?.unwrap_or_default(),
-                oom_kills: oom
-                    .read(|text| parse::value(text, "oom_kill"))?
-                    .flatten()
-                    .unwrap_or(0),
-            }),
-            cgroup::Memory::V2 { stat, events, .. } => Ok(MemoryEvents {
-                counts: stat.read(owned)?.unwrap_or_default(),
-                oom_kills: events
-                    .read(|text| parse::value(text, "oom_kill"))?
-                    .flatten()
-                    .unwrap_or(0),
-            }),
-            cgroup::Memory::Uncounted => Ok(MemoryEvents::default()),
-        }
-    }
-
     /// The server's I/O, by device, in the host's order of devices; a device without a name now is left out.
     pub fn disks(&self) -> Result<Vec<Disk>, Unreadable> {
         let mut used = match &self.files.io {
             cgroup::Io::V1 { bytes, operations } => {
                 let bytes = bytes.read(str::to_owned)?.unwrap_or_default();
-                operations
-                    .read(|operations| parse::blkio(&bytes, operations))?
-                    .unwrap_or_default()
+                operations.read(|operations| parse::blkio(&bytes, operations))?.unwrap_or_default()
             }
             cgroup::Io::V2 { stat } => stat.read(parse::io_stat)?.unwrap_or_default(),
             cgroup::Io::Uncounted => Vec::new(),
@@ -456,14 +395,8 @@ impl<'a> Snapshot<'a> {
         }
         let mut disks = Vec::with_capacity(used.len());
         for (major, minor, name) in self.host.disks(self.now)?.iter() {
-            if let Some(index) = used
-                .iter()
-                .position(|disk| (disk.major, disk.minor) == (*major, *minor))
-            {
-                disks.push(Disk {
-                    name: name.clone(),
-                    ..used.swap_remove(index)
-                });
+            if let Some(index) = used.iter().position(|disk| (disk.major, disk.minor) == (*major, *minor)) {
+                disks.push(Disk { name: name.clone(), ..used.swap_remove(index) });
             }
         }
         Ok(disks)
@@ -476,9 +409,7 @@ impl<'a> Snapshot<'a> {
         };
         match sources[resource as usize].read(str::to_owned) {
             // Opened or read with `psi=0`.
-            Err(Unreadable::Io(error)) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                Ok(None)
-            }
+            Err(Unreadable::Io(error)) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
             other => other,
         }
     }
@@ -520,9 +451,7 @@ fn for_each_thread(directory: &Path, list: &str, each: &mut dyn FnMut(u32)) {
     while let Some(group) = groups.pop() {
         seen += 1;
         if let Ok(text) = std::fs::read_to_string(group.join(list)) {
-            text.lines()
-                .filter_map(|line| line.parse().ok())
-                .for_each(&mut *each);
+            text.lines().filter_map(|line| line.parse().ok()).for_each(&mut *each);
         }
         if seen + groups.len() >= GROUPS_MAX {
             continue;
@@ -530,32 +459,22 @@ fn for_each_thread(directory: &Path, list: &str, each: &mut dyn FnMut(u32)) {
         let Ok(entries) = std::fs::read_dir(&group) else {
             continue;
         };
-        let children = entries
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let children = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
         groups.extend(children.map(|entry| entry.path()));
     }
 }
 
 /// The tightest of some limits and `bound`.
 fn tightest(limits: &[cgroup::Source], bound: u64) -> Result<u64, Unreadable> {
-    limits.iter().try_fold(bound, |known, source| {
-        Ok(known.min(source.read(parse::limit)?.flatten().unwrap_or(u64::MAX)))
-    })
+    limits
+        .iter()
+        .try_fold(bound, |known, source| Ok(known.min(source.read(parse::limit)?.flatten().unwrap_or(u64::MAX))))
 }
 
 /// `cpuacct.stat`: user and system time in ticks of 10 ms (`USER_HZ` is 100 on every architecture served).
 fn busy_of_cpuacct_stat(text: &str) -> Busy {
-    let ticks = |key| {
-        parse::value(text, key)
-            .unwrap_or(0)
-            .saturating_mul(10_000_000)
-    };
-    Busy::Total {
-        user_ns: ticks("user"),
-        nice_ns: 0,
-        system_ns: ticks("system"),
-    }
+    let ticks = |key| parse::value(text, key).unwrap_or(0).saturating_mul(10_000_000);
+    Busy::Total { user_ns: ticks("user"), nice_ns: 0, system_ns: ticks("system") }
 }
 
 /// `cpu.stat` of v2, in microseconds. Its user time includes niced time, as the kernel's `utime` does.
@@ -571,15 +490,9 @@ fn times_of_cpu_stat(text: &str) -> CpuTimes {
         }
     }
     let ns = |usec: u64| usec.saturating_mul(1000);
-    let busy = Busy::Total {
-        user_ns: ns(user.saturating_sub(nice)),
-        nice_ns: ns(nice.min(user)),
-        system_ns: ns(system),
-    };
-    CpuTimes {
-        busy,
-        throttled_ns: ns(throttled),
-    }
+    let busy =
+        Busy::Total { user_ns: ns(user.saturating_sub(nice)), nice_ns: ns(nice.min(user)), system_ns: ns(system) };
+    CpuTimes { busy, throttled_ns: ns(throttled) }
 }
 
 /// `memory.stat` of v1: the `total_` counters, which include the groups below.
@@ -616,13 +529,11 @@ fn memory_stat_v1(text: &str) -> MemoryStat {
     stat
 }
 
-/// The `total_` events of v1's `memory.stat`, by vmstat's names.
-fn total_events(text: &str) -> Vec<(String, u64)> {
-    let named =
-        parse::pairs(text).filter_map(|(key, count)| Some((key.strip_prefix("total_")?, count)));
-    let events = named.filter(|(key, _)| {
-        matches!(*key, "pgfault" | "pgmajfault") || key.starts_with("workingset_")
-    });
+/// The `total_` events of v1's `memory.stat`, by vmstat's names. Its `pgpgin` and `pgpgout` count charged pages, which
+/// is not what vmstat means by them.
+fn memory_events_v1(text: &str) -> Vec<(String, u64)> {
+    let named = parse::pairs(text).filter_map(|(key, count)| Some((key.strip_prefix("total_")?, count)));
+    let events = named.filter(|(key, _)| matches!(*key, "pgfault" | "pgmajfault") || key.starts_with("workingset_"));
     events.map(|(key, count)| (key.to_owned(), count)).collect()
 }
 

@@ -49,9 +49,7 @@ pub fn cpu_list(text: &str) -> Vec<u32> {
 pub fn quota_cpus(cpu_max: &str) -> Option<u64> {
     let mut words = cpu_max.split_whitespace();
     let quota: u64 = words.next()?.parse().ok()?;
-    let period: u64 = words
-        .next()
-        .map_or(Some(100_000), |word| word.parse().ok())?;
+    let period: u64 = words.next().map_or(Some(100_000), |word| word.parse().ok())?;
     cpus_of(quota, period)
 }
 
@@ -70,11 +68,7 @@ pub fn usage_all(text: &str) -> Vec<super::PhysicalCpu> {
         .filter_map(|line| {
             let mut words = line.split_ascii_whitespace();
             Some(super::PhysicalCpu {
-                number: words
-                    .next()?
-                    .parse()
-                    .ok()
-                    .filter(|&number| number < CPUS_MAX)?,
+                number: words.next()?.parse().ok().filter(|&number| number < CPUS_MAX)?,
                 user_ns: words.next()?.parse().ok()?,
                 system_ns: words.next()?.parse().ok()?,
             })
@@ -101,11 +95,7 @@ pub fn io_stat(text: &str) -> Vec<super::Disk> {
         let Some((major, minor)) = words.next().and_then(device_number) else {
             continue;
         };
-        let mut disk = super::Disk {
-            major,
-            minor,
-            ..Default::default()
-        };
+        let mut disk = super::Disk { major, minor, ..Default::default() };
         for (key, value) in words.filter_map(|word| word.split_once('=')) {
             let Ok(value) = value.parse::<u64>() else {
                 continue;
@@ -120,7 +110,7 @@ pub fn io_stat(text: &str) -> Vec<super::Disk> {
                 _ => {}
             }
         }
-        if disk.reads + disk.writes + disk.discards > 0 {
+        if disk.reads > 0 || disk.writes > 0 || disk.discards > 0 {
             disks.push(disk);
         }
     }
@@ -136,21 +126,12 @@ pub fn blkio(bytes: &str, operations: &str) -> Vec<super::Disk> {
             let Some((major, minor)) = words.next().and_then(device_number) else {
                 continue;
             };
-            let (Some(kind), Some(value)) = (
-                words.next(),
-                words.next().and_then(|word| word.parse().ok()),
-            ) else {
+            let (Some(kind), Some(value)) = (words.next(), words.next().and_then(|word| word.parse().ok())) else {
                 continue;
             };
-            let found = disks
-                .iter()
-                .position(|disk| (disk.major, disk.minor) == (major, minor));
+            let found = disks.iter().position(|disk| (disk.major, disk.minor) == (major, minor));
             let index = found.unwrap_or_else(|| {
-                disks.push(super::Disk {
-                    major,
-                    minor,
-                    ..Default::default()
-                });
+                disks.push(super::Disk { major, minor, ..Default::default() });
                 disks.len() - 1
             });
             let disk = &mut disks[index];
@@ -209,11 +190,8 @@ mod tests {
 
     #[test]
     fn disks_of_both_versions() {
-        let v2 = io_stat(
-            "254:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n8:0 \n7:0 rbytes=0 wbytes=0\n",
-        );
-        let bytes =
-            "254:0 Read 4096\n254:0 Write 0\n254:0 Sync 4096\n254:0 Total 4096\nTotal 4096\n";
+        let v2 = io_stat("254:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n8:0 \n7:0 rbytes=0 wbytes=0\n");
+        let bytes = "254:0 Read 4096\n254:0 Write 0\n254:0 Sync 4096\n254:0 Total 4096\nTotal 4096\n";
         let v1 = blkio(bytes, "254:0 Read 1\n254:0 Write 0\nTotal 1\n");
         assert_eq!(v1, v2);
         assert_eq!((v1.len(), v1[0].read_bytes, v1[0].reads), (1, 4096, 1));
