@@ -1,5 +1,8 @@
 //! Finds firewalls of others that drop what is forwarded, so that somebody can be told.
 //!
+//! Where the kernel hands bridged packets to iptables (`net/bridge/bridge-nf-call-iptables` is 1, as Docker sets it), such a
+//! chain drops what one server sends to another too, not only what leaves the bridge.
+//!
 //! Sees policies only: a rule that drops everything at the end of an accepting chain is not recognised.
 
 use std::{fs, io, process::Command};

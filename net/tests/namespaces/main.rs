@@ -3,6 +3,8 @@
 //! Nothing here touches the namespace that the tests were started in. They need root; without it each is listed as
 //! ignored, with the reason.
 
+#![forbid(unsafe_code)]
+
 mod fixture;
 mod frames;
 mod links;
