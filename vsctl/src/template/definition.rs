@@ -123,8 +123,8 @@ const TEMPLATES: &[Shipped] = &[
             "sbin/vsinit",
         ]
     ),
-    shipped!("debian-12", "template.toml", ["etc/default/locale"]),
-    shipped!("debian-13", "template.toml", ["etc/default/locale"]),
+    shipped!("debian-12", "template.toml", ["etc/.updated", "etc/default/locale", "var/.updated"]),
+    shipped!("debian-13", "template.toml", ["etc/.updated", "etc/default/locale", "var/.updated"]),
 ];
 
 /// What templates may include.

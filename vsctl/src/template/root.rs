@@ -254,7 +254,11 @@ impl Root {
                 copy_attributes(&from, &made)?;
                 grant(&made, lower.access())?;
             }
-            None => grant(&made, Access::root(0o755))?,
+            None => {
+                // Like its parent: what is missing in a user's home is the user's.
+                let above = rustix::fs::fstat(parent).during("stat")?;
+                grant(&made, Access { mode: 0o755, uid: above.st_uid, gid: above.st_gid })?;
+            }
         }
         if hidden {
             // What the guest removed must not come back through the new directory.
