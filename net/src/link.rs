@@ -161,8 +161,8 @@ fn veth_message(veth: &Veth<'_>, bridge: Option<u32>) -> LinkMessage {
         let mut message = builder.build();
         message.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
         message.attributes.extend(veth.mtu.map(LinkAttribute::Mtu));
-        // By default a veth has a queue for each possible CPU, each with its directory in sysfs. Nothing is
-        // gained by them: without XDP a veth hands each packet to the other end in the caller's context.
+        // By default a veth has a queue for each possible CPU, each with its directory in sysfs. Without XDP or GRO
+        // they gain nothing: a packet goes to the backlog of the CPU that sends it, whatever its queue.
         message.attributes.push(LinkAttribute::NumTxQueues(1));
         message.attributes.push(LinkAttribute::NumRxQueues(1));
         message
