@@ -35,8 +35,8 @@ pub fn mount(target: &Path) -> Result<OwnedFd, kernel::Error> {
 /// Makes `target` a private mount of its own if the mount it is in would pass what is mounted there on to others.
 fn keep_private(target: &Path) -> Result<(), kernel::Error> {
     let mounts = mounts()?;
-    // Of several on one path the last one is on top.
-    let around = mounts.iter().rev().filter(|mount| target.starts_with(&mount.mount_point));
+    let around = mounts.iter().filter(|mount| target.starts_with(&mount.mount_point));
+    // Of several on one path the last one is on top, and that is the one max_by_key gives.
     let nearest = around.max_by_key(|mount| mount.mount_point.components().count());
     let shared = nearest.is_some_and(|mount| mount.propagation.iter().any(|tag| tag.starts_with("shared:")));
     if shared { kernel::mount::bind_private(target) } else { Ok(()) }

@@ -28,6 +28,9 @@ const CHECKED_MS: u64 = 100;
 /// A server that was not read for this long is idle: its files are closed, its load is no longer sampled.
 const IDLE_MS: u64 = 120_000;
 
+/// How often it is looked for servers that are gone or idle.
+const HOUSE_KEEPING_MS: u64 = 5_000;
+
 /// Open cgroup files cost the kernel a page or so each; beyond this the servers read longest ago are closed.
 pub const OPEN_SERVERS_MAX: usize = 256;
 
@@ -155,12 +158,13 @@ struct Entry {
 pub struct Servers {
     directory: PathBuf,
     entries: RwLock<HashMap<u64, Entry>>,
+    kept_house_ms: AtomicU64,
 }
 
 impl Servers {
     /// The servers registered in `directory`; reads nothing yet.
     pub fn registered_in(directory: &Path) -> Servers {
-        Servers { directory: directory.to_owned(), entries: RwLock::default() }
+        Servers { directory: directory.to_owned(), entries: RwLock::default(), kept_house_ms: AtomicU64::new(0) }
     }
 
     /// The server `id`, as its registration file is now (or was a moment ago).
@@ -255,7 +259,12 @@ impl Servers {
                 self.sample(host, server, now);
             }
         }
-        self.close_idle(servers, now_ms);
+        let kept_ms = self.kept_house_ms.load(Ordering::Relaxed);
+        if now_ms.saturating_sub(kept_ms) >= HOUSE_KEEPING_MS {
+            self.kept_house_ms.store(now_ms, Ordering::Relaxed);
+            self.forget_unregistered();
+            self.close_idle(now_ms);
+        }
     }
 
     fn sample(&self, host: &Host, server: &Server, now: Now) {
@@ -268,15 +277,23 @@ impl Servers {
         }
     }
 
-    fn close_idle(&self, mut servers: Vec<Arc<Server>>, now_ms: u64) {
-        servers.retain(|server| locked(&server.files).is_some());
-        servers.sort_by_key(|server| std::cmp::Reverse(server.read_ms.load(Ordering::Relaxed)));
-        for (rank, server) in servers.iter().enumerate() {
+    /// Forgets the servers whose registration is gone, their open files with them.
+    fn forget_unregistered(&self) {
+        let known: Vec<u64> = self.entries().keys().copied().collect();
+        for id in known {
+            if !self.directory.join(format!("{id}.toml")).exists() {
+                self.forget(id);
+            }
+        }
+    }
+
+    fn close_idle(&self, now_ms: u64) {
+        let mut open: Vec<Arc<Server>> = self.entries().values().filter_map(|entry| entry.server.clone()).collect();
+        open.retain(|server| locked(&server.files).is_some());
+        open.sort_by_key(|server| std::cmp::Reverse(server.read_ms.load(Ordering::Relaxed)));
+        for (rank, server) in open.iter().enumerate() {
             let idle = now_ms.saturating_sub(server.read_ms.load(Ordering::Relaxed)) >= IDLE_MS;
-            let unregistered = !self.directory.join(format!("{}.toml", server.id)).exists();
-            if unregistered {
-                self.forget(server.id);
-            } else if idle || rank >= OPEN_SERVERS_MAX {
+            if idle || rank >= OPEN_SERVERS_MAX {
                 server.close_files();
             }
         }
@@ -343,6 +360,18 @@ mod tests {
         assert_eq!(servers.find(1, at(0)).unwrap_err(), Missing::Malformed);
         assert_eq!(servers.find(1, at(1)).unwrap_err(), Missing::Malformed);
         assert!(servers.find(2, at(1)).is_ok());
+    }
+
+    #[test]
+    fn servers_that_are_gone_are_forgotten_though_nobody_asks() {
+        let directory = tempfile::tempdir().unwrap();
+        let servers = Servers::registered_in(directory.path());
+        let file = directory.path().join("7.toml");
+        std::fs::write(&file, text(1)).unwrap();
+        servers.find(7, at(0)).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        servers.tend(&Host::at(directory.path()), at(HOUSE_KEEPING_MS));
+        assert!(servers.entries().is_empty());
     }
 
     #[test]

@@ -7,7 +7,6 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
 
 use super::parse;
 use crate::clock::Now;
@@ -151,6 +150,3 @@ fn read_whole(file: &File) -> io::Result<String> {
     bytes.truncate(length);
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
-
-/// How long host text is kept, for the documentation of the files' freshness.
-pub const FRESHNESS: Duration = Duration::from_millis(KEPT_MS);

@@ -53,12 +53,8 @@ pub fn quota_cpus(cpu_max: &str) -> Option<u64> {
     cpus_of(quota, period)
 }
 
-/// [`quota_cpus`] of v1's `cpu.cfs_quota_us` (-1: none) and `cpu.cfs_period_us`.
-pub fn quota_cpus_v1(quota_us: &str, period_us: &str) -> Option<u64> {
-    cpus_of(number(quota_us)?, number(period_us)?)
-}
-
-fn cpus_of(quota_us: u64, period_us: u64) -> Option<u64> {
+/// How many CPUs `quota_us` in every `period_us` is worth, rounded up and at least 1.
+pub fn cpus_of(quota_us: u64, period_us: u64) -> Option<u64> {
     (period_us > 0).then(|| quota_us.div_ceil(period_us).max(1))
 }
 
@@ -171,8 +167,7 @@ mod tests {
         assert_eq!(quota_cpus("200000 100000\n"), Some(2));
         assert_eq!(quota_cpus("1000 100000\n"), Some(1));
         assert_eq!(quota_cpus("1000 0\n"), None);
-        assert_eq!(quota_cpus_v1("-1\n", "100000\n"), None);
-        assert_eq!(quota_cpus_v1("250000\n", "100000\n"), Some(3));
+        assert_eq!(cpus_of(250_000, 100_000), Some(3));
     }
 
     #[test]
