@@ -92,18 +92,13 @@ impl Set {
     /// Every capability the running kernel knows (/proc/sys/kernel/cap_last_cap; else those known to this crate).
     pub fn all_supported() -> Set {
         let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok();
-        let last = last
-            .and_then(|text| text.trim().parse::<u32>().ok())
-            .unwrap_or(NAMES.len() as u32 - 1);
+        let last = last.and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(NAMES.len() as u32 - 1);
         Set(u64::MAX >> (63 - last.min(63)))
     }
 
     /// What the root of a virtual server has by default: all but those that reach past its namespaces.
     pub fn default_for_servers() -> Set {
-        let without = NOT_FOR_SERVERS
-            .iter()
-            .filter_map(|name| number(name))
-            .fold(0, |bits, number| bits | 1 << number);
+        let without = NOT_FOR_SERVERS.iter().filter_map(|name| number(name)).fold(0, |bits, number| bits | 1 << number);
         Set(Self::all_supported().0 & !without)
     }
 
@@ -115,11 +110,7 @@ impl Set {
             _ => return Err(invalid(change, "a change begins with + or -")),
         };
         let changed: Set = name.parse()?;
-        self.0 = if add {
-            self.0 | changed.0
-        } else {
-            self.0 & !changed.0
-        };
+        self.0 = if add { self.0 | changed.0 } else { self.0 & !changed.0 };
         Ok(())
     }
 
@@ -138,10 +129,7 @@ impl Set {
 fn number(name: &str) -> Option<u32> {
     let name = name.to_ascii_lowercase();
     let name = name.strip_prefix("cap_").unwrap_or(&name);
-    NAMES
-        .iter()
-        .position(|known| *known == name)
-        .map(|number| number as u32)
+    NAMES.iter().position(|known| *known == name).map(|number| number as u32)
 }
 
 fn invalid(text: &str, why: &str) -> Error {
@@ -154,16 +142,11 @@ impl FromStr for Set {
 
     fn from_str(text: &str) -> Result<Set> {
         let mut set = Set::empty();
-        for name in text
-            .split(',')
-            .map(str::trim)
-            .filter(|name| !name.is_empty())
-        {
+        for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             if name.eq_ignore_ascii_case("all") {
                 set.0 |= Set::all_supported().0;
             } else {
-                set.0 |= 1
-                    << number(name).ok_or_else(|| invalid(name, "no capability has this name"))?;
+                set.0 |= 1 << number(name).ok_or_else(|| invalid(name, "no capability has this name"))?;
             }
         }
         Ok(set)
@@ -222,15 +205,9 @@ pub fn effective() -> Result<Set> {
 /// (a set cannot grow), and clears the ambient set.
 pub fn set_all(set: Set) -> Result<()> {
     rustix::thread::clear_ambient_capability_set().during("clear", "ambient capabilities")?;
-    let permitted = rustix::thread::capabilities(None)
-        .during("read", "capabilities")?
-        .permitted;
+    let permitted = rustix::thread::capabilities(None).during("read", "capabilities")?.permitted;
     let kept = CapabilitySet::from_bits_retain(set.0 & permitted.bits());
-    let sets = CapabilitySets {
-        effective: kept,
-        permitted: kept,
-        inheritable: kept,
-    };
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: kept };
     rustix::thread::set_capabilities(None, sets).during("set capabilities", set)
 }
 
@@ -244,24 +221,14 @@ mod tests {
         assert_eq!(set.bits(), 1 << 12 | 1 << 19 | 1);
         assert_eq!(set.to_string(), "chown,net_admin,sys_ptrace");
         assert_eq!("".parse::<Set>().unwrap(), Set::empty());
-        assert!(
-            "net_admn"
-                .parse::<Set>()
-                .unwrap_err()
-                .to_string()
-                .contains("net_admn")
-        );
+        assert!("net_admn".parse::<Set>().unwrap_err().to_string().contains("net_admn"));
     }
 
     #[test]
     fn numbers_are_the_kernels() {
-        for (name, expected) in [
-            ("setfcap", 31),
-            ("mac_override", 32),
-            ("syslog", 34),
-            ("bpf", 39),
-            ("checkpoint_restore", 40),
-        ] {
+        for (name, expected) in
+            [("setfcap", 31), ("mac_override", 32), ("syslog", 34), ("bpf", 39), ("checkpoint_restore", 40)]
+        {
             assert_eq!(number(name), Some(expected), "{name}");
         }
     }
@@ -269,15 +236,10 @@ mod tests {
     #[test]
     fn changes_add_and_take_away() {
         let mut set = Set::default_for_servers();
-        assert!(
-            !set.contains("sys_module".parse().unwrap())
-                && set.contains("sys_admin,mknod".parse().unwrap())
-        );
+        assert!(!set.contains("sys_module".parse().unwrap()) && set.contains("sys_admin,mknod".parse().unwrap()));
         set.apply_change("-mknod").unwrap();
         set.apply_change("+cap_sys_time").unwrap();
-        assert!(
-            !set.contains("mknod".parse().unwrap()) && set.contains("sys_time".parse().unwrap())
-        );
+        assert!(!set.contains("mknod".parse().unwrap()) && set.contains("sys_time".parse().unwrap()));
         set.apply_change("-all").unwrap();
         assert_eq!(set, Set::empty());
         assert!(set.apply_change("mknod").is_err());

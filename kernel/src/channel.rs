@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
 use crate::Result;
@@ -38,43 +38,26 @@ pub struct Channel(OwnedFd);
 
 /// Two connected ends, both close-on-exec.
 pub fn pair() -> Result<(Channel, Channel)> {
-    let (one, other) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .during("make", "channel")?;
+    let (one, other) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .during("make", "channel")?;
     Ok((Channel(one), Channel(other)))
 }
 
 impl Channel {
     /// Sends one packet, with copies of `descriptors`. EPIPE: the other end is gone (no signal is raised).
     pub fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<()> {
-        if descriptors.len() > DESCRIPTORS_MAX || bytes.len() > PACKET_BYTES_MAX || bytes.is_empty()
-        {
+        if descriptors.len() > DESCRIPTORS_MAX || bytes.len() > PACKET_BYTES_MAX || bytes.is_empty() {
             let why = "a packet has 1 to 65536 bytes and at most 253 descriptors";
-            return Err(Error::refused(
-                "send",
-                "packet",
-                io::ErrorKind::InvalidInput,
-                why,
-            ));
+            return Err(Error::refused("send", "packet", io::ErrorKind::InvalidInput, why));
         }
-        let mut space =
-            vec![MaybeUninit::uninit(); SendAncillaryMessage::ScmRights(descriptors).size()];
+        let mut space = vec![MaybeUninit::uninit(); SendAncillaryMessage::ScmRights(descriptors).size()];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
             let pushed = control.push(SendAncillaryMessage::ScmRights(descriptors));
             debug_assert!(pushed, "the space was made for this message");
         }
         loop {
-            match rustix::net::sendmsg(
-                &self.0,
-                &[IoSlice::new(bytes)],
-                &mut control,
-                SendFlags::NOSIGNAL,
-            ) {
+            match rustix::net::sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL) {
                 Err(Errno::INTR) => {}
                 other => return other.map(drop).during("send", "packet"),
             }
@@ -84,8 +67,7 @@ impl Channel {
     /// Waits for one packet and takes its descriptors, close-on-exec set. No bytes: the other end is closed.
     pub fn receive(&self) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
         let mut bytes = vec![0_u8; PACKET_BYTES_MAX];
-        let mut space =
-            vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
             match rustix::net::recvmsg(
@@ -107,16 +89,8 @@ impl Channel {
             }
         }
         // Checked after the descriptors are owned, so that an error closes them.
-        if received
-            .flags
-            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-        {
-            return Err(Error::refused(
-                "receive",
-                "packet",
-                io::ErrorKind::InvalidData,
-                "the packet was cut short",
-            ));
+        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+            return Err(Error::refused("receive", "packet", io::ErrorKind::InvalidData, "the packet was cut short"));
         }
         bytes.truncate(received.bytes);
         bytes.shrink_to_fit();
@@ -147,11 +121,7 @@ impl Channel {
 pub fn credentials(socket: BorrowedFd<'_>) -> Result<Credentials> {
     let found = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)
         .during("read", "peer credentials")?;
-    Ok(Credentials {
-        pid: found.pid(),
-        uid: found.uid(),
-        gid: found.gid(),
-    })
+    Ok(Credentials { pid: found.pid(), uid: found.uid(), gid: found.gid() })
 }
 
 impl AsFd for Channel {
@@ -186,16 +156,9 @@ mod tests {
         one.send(b"first", &[file.as_fd(), file.as_fd()]).unwrap();
         one.send(b"second", &[]).unwrap();
         let (bytes, descriptors) = other.receive().unwrap();
-        assert_eq!(
-            (bytes.as_slice(), descriptors.len()),
-            (b"first".as_slice(), 2)
-        );
+        assert_eq!((bytes.as_slice(), descriptors.len()), (b"first".as_slice(), 2));
         let mut copy = File::from(descriptors.into_iter().next().unwrap());
-        assert!(
-            rustix::io::fcntl_getfd(&copy)
-                .unwrap()
-                .contains(rustix::io::FdFlags::CLOEXEC)
-        );
+        assert!(rustix::io::fcntl_getfd(&copy).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
         copy.rewind().unwrap();
         let mut text = String::new();
         copy.read_to_string(&mut text).unwrap();
@@ -211,10 +174,7 @@ mod tests {
         one.send(b"x", &fds).unwrap();
         assert_eq!(other.receive().unwrap().1.len(), DESCRIPTORS_MAX);
         let fds = vec![one.as_fd(); DESCRIPTORS_MAX + 1];
-        assert_eq!(
-            one.send(b"x", &fds).unwrap_err().kind(),
-            io::ErrorKind::InvalidInput
-        );
+        assert_eq!(one.send(b"x", &fds).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]
@@ -222,10 +182,7 @@ mod tests {
         let (one, other) = pair().unwrap();
         drop(other);
         assert_eq!(one.receive().unwrap().0, b"");
-        assert_eq!(
-            one.send(b"x", &[]).unwrap_err().raw_os_error(),
-            Some(libc::EPIPE)
-        );
+        assert_eq!(one.send(b"x", &[]).unwrap_err().raw_os_error(), Some(libc::EPIPE));
     }
 
     #[test]

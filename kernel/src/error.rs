@@ -23,25 +23,12 @@ pub struct Error {
 
 impl Error {
     /// An error of `operation` on `object` because of `source`.
-    pub fn new(
-        operation: &'static str,
-        object: impl Display,
-        source: impl Into<io::Error>,
-    ) -> Self {
-        Self {
-            operation,
-            object: object.to_string(),
-            source: source.into(),
-        }
+    pub fn new(operation: &'static str, object: impl Display, source: impl Into<io::Error>) -> Self {
+        Self { operation, object: object.to_string(), source: source.into() }
     }
 
     /// An error whose reason is ours and not the kernel's: a sentence.
-    pub(crate) fn refused(
-        operation: &'static str,
-        object: impl Display,
-        kind: io::ErrorKind,
-        why: &str,
-    ) -> Self {
+    pub(crate) fn refused(operation: &'static str, object: impl Display, kind: io::ErrorKind, why: &str) -> Self {
         Self::new(operation, object, io::Error::new(kind, why))
     }
 
@@ -75,16 +62,9 @@ mod tests {
 
     #[test]
     fn the_message_never_contains_its_source() {
-        let error = Error::new(
-            "open",
-            "/etc/shadow",
-            io::Error::from_raw_os_error(libc::EACCES),
-        );
+        let error = Error::new("open", "/etc/shadow", io::Error::from_raw_os_error(libc::EACCES));
         assert_eq!(error.to_string(), "open /etc/shadow");
-        assert_eq!(
-            error.source().unwrap().to_string(),
-            "Permission denied (os error 13)"
-        );
+        assert_eq!(error.source().unwrap().to_string(), "Permission denied (os error 13)");
         assert_eq!(error.raw_os_error(), Some(libc::EACCES));
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
     }

@@ -20,10 +20,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// [`write_atomic`] with the mode of the new file.
 pub fn write_atomic_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let directory = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = temporary_beside(path)?;
     let written = write_new(&temporary, bytes, mode, true)
         .and_then(|()| std::fs::rename(&temporary, path).during("rename to", path.display()));
@@ -33,9 +30,7 @@ pub fn write_atomic_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         return Err(error);
     }
     let directory_file = File::open(directory).during("open directory", directory.display())?;
-    directory_file
-        .sync_all()
-        .during("sync directory", directory.display())
+    directory_file.sync_all().during("sync directory", directory.display())
 }
 
 /// [`write_atomic`] without the two fsync: for files below /run, where a crash of the host leaves nothing anyway.
@@ -62,11 +57,7 @@ fn temporary_beside(path: &Path) -> Result<PathBuf> {
         ));
     };
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    Ok(path.with_file_name(format!(
-        ".{}.{}.{count}.new",
-        name.to_string_lossy(),
-        std::process::id()
-    )))
+    Ok(path.with_file_name(format!(".{}.{}.{count}.new", name.to_string_lossy(), std::process::id())))
 }
 
 /// Creates `path` exclusively with `bytes`.
@@ -95,21 +86,10 @@ pub fn open_beneath(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
 }
 
 /// [`open_beneath`] with open(2) flags and the mode of a created file; `O_CLOEXEC` is added.
-pub fn open_beneath_with(
-    root: impl AsFd,
-    path: &Path,
-    flags: OFlags,
-    mode: u32,
-) -> Result<OwnedFd> {
+pub fn open_beneath_with(root: impl AsFd, path: &Path, flags: OFlags, mode: u32) -> Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     loop {
-        match rustix::fs::openat2(
-            root.as_fd(),
-            path,
-            flags | OFlags::CLOEXEC,
-            Mode::from_raw_mode(mode),
-            resolve,
-        ) {
+        match rustix::fs::openat2(root.as_fd(), path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(mode), resolve) {
             // The kernel says EAGAIN when a rename raced with the look-up; it asks to be asked again.
             Err(rustix::io::Errno::AGAIN) if !flags.contains(OFlags::NONBLOCK) => {}
             other => return other.during("open below root", path.display()),
@@ -130,10 +110,7 @@ mod tests {
         write_atomic(&path, b"one").unwrap();
         write_atomic_mode(&path, b"two", 0o600).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         replace(&path, b"three", 0o644).unwrap();
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
@@ -157,9 +134,7 @@ mod tests {
         let root = File::open(directory.path()).unwrap();
         for link in ["absolute", "dots", "/etc/name", "../etc/name"] {
             let mut text = String::new();
-            File::from(open_beneath(&root, Path::new(link)).unwrap())
-                .read_to_string(&mut text)
-                .unwrap();
+            File::from(open_beneath(&root, Path::new(link)).unwrap()).read_to_string(&mut text).unwrap();
             assert_eq!(text, "inside", "{link}");
         }
     }

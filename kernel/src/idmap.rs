@@ -27,21 +27,13 @@ impl IdMap {
     /// The id outside for one inside.
     pub fn to_outside(&self, inside: u32) -> Option<u32> {
         let offset = inside.checked_sub(self.inside)?;
-        if offset < self.count {
-            self.outside.checked_add(offset)
-        } else {
-            None
-        }
+        if offset < self.count { self.outside.checked_add(offset) } else { None }
     }
 
     /// The id inside for one outside.
     pub fn to_inside(&self, outside: u32) -> Option<u32> {
         let offset = outside.checked_sub(self.outside)?;
-        if offset < self.count {
-            self.inside.checked_add(offset)
-        } else {
-            None
-        }
+        if offset < self.count { self.inside.checked_add(offset) } else { None }
     }
 }
 
@@ -73,43 +65,18 @@ mod tests {
 
     #[test]
     fn extents_are_lines() {
-        let maps = [
-            IdMap {
-                inside: 0,
-                outside: 100_000,
-                count: 65_536,
-            },
-            IdMap {
-                inside: 65_536,
-                outside: 7,
-                count: 1,
-            },
-        ];
+        let maps =
+            [IdMap { inside: 0, outside: 100_000, count: 65_536 }, IdMap { inside: 65_536, outside: 7, count: 1 }];
         assert_eq!(render(&maps), "0 100000 65536\n65536 7 1\n");
     }
 
     #[test]
     fn ids_outside_the_extent_have_no_image() {
-        let map = IdMap {
-            inside: 0,
-            outside: 100_000,
-            count: 65_536,
-        };
+        let map = IdMap { inside: 0, outside: 100_000, count: 65_536 };
         assert_eq!(
-            (
-                map.to_outside(0),
-                map.to_outside(65_535),
-                map.to_outside(65_536)
-            ),
+            (map.to_outside(0), map.to_outside(65_535), map.to_outside(65_536)),
             (Some(100_000), Some(165_535), None)
         );
-        assert_eq!(
-            (
-                map.to_inside(100_000),
-                map.to_inside(99_999),
-                map.to_inside(165_536)
-            ),
-            (Some(0), None, None)
-        );
+        assert_eq!((map.to_inside(100_000), map.to_inside(99_999), map.to_inside(165_536)), (Some(0), None, None));
     }
 }

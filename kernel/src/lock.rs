@@ -16,14 +16,12 @@ pub struct Flock(File);
 impl Flock {
     /// Waits until no other holds the lock of `path`. The file is made (mode 0600) if missing.
     pub fn exclusive(path: &Path) -> Result<Flock> {
-        Self::take(path, FlockOperation::LockExclusive)
-            .map(|lock| lock.expect("a waiting lock is never refused"))
+        Self::take(path, FlockOperation::LockExclusive).map(|lock| lock.expect("a waiting lock is never refused"))
     }
 
     /// Waits until no other holds it exclusively.
     pub fn shared(path: &Path) -> Result<Flock> {
-        Self::take(path, FlockOperation::LockShared)
-            .map(|lock| lock.expect("a waiting lock is never refused"))
+        Self::take(path, FlockOperation::LockShared).map(|lock| lock.expect("a waiting lock is never refused"))
     }
 
     /// Does not wait: `None` when another holds it.
@@ -43,12 +41,7 @@ impl Flock {
 
     fn take(path: &Path, operation: FlockOperation) -> Result<Option<Flock>> {
         let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600);
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = options.open(path).during("open lock", path.display())?;
         match retry_interrupted(|| rustix::fs::flock(&file, operation)) {
             Ok(()) => Ok(Some(Flock(file))),

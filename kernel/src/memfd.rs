@@ -22,9 +22,7 @@ pub fn sealed(name: &str, bytes: &[u8]) -> Result<OwnedFd> {
 pub fn sealed_copy(name: &str, source: &File) -> Result<OwnedFd> {
     let mut file = create(name)?;
     let mut source = source;
-    source
-        .seek(SeekFrom::Start(0))
-        .during("rewind source of memory file", name)?;
+    source.seek(SeekFrom::Start(0)).during("rewind source of memory file", name)?;
     std::io::copy(&mut source, &mut file).during("copy to memory file", name)?;
     seal(file, name)
 }
@@ -43,8 +41,7 @@ fn create(name: &str) -> Result<File> {
 
 /// Rewinds, then seals against everything, the sealing itself included.
 fn seal(mut file: File, name: &str) -> Result<OwnedFd> {
-    file.seek(SeekFrom::Start(0))
-        .during("rewind memory file", name)?;
+    file.seek(SeekFrom::Start(0)).during("rewind memory file", name)?;
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     rustix::fs::fcntl_add_seals(&file, seals).during("seal memory file", name)?;
     Ok(file.into())
@@ -61,23 +58,14 @@ mod tests {
         let mut text = String::new();
         file.read_to_string(&mut text).unwrap();
         assert_eq!(text, "content");
-        assert_eq!(
-            file.write_all(b"more").unwrap_err().raw_os_error(),
-            Some(libc::EPERM)
-        );
-        assert_eq!(
-            file.set_len(0).unwrap_err().raw_os_error(),
-            Some(libc::EPERM)
-        );
+        assert_eq!(file.write_all(b"more").unwrap_err().raw_os_error(), Some(libc::EPERM));
+        assert_eq!(file.set_len(0).unwrap_err().raw_os_error(), Some(libc::EPERM));
     }
 
     #[test]
     fn a_copy_has_the_whole_source() {
         let source = File::open("/proc/self/exe").unwrap();
         let copy = File::from(sealed_copy("exe", &source).unwrap());
-        assert_eq!(
-            copy.metadata().unwrap().len(),
-            source.metadata().unwrap().len()
-        );
+        assert_eq!(copy.metadata().unwrap().len(), source.metadata().unwrap().len());
     }
 }

@@ -37,30 +37,18 @@ pub fn detach(target: &Path) -> Result<()> {
 /// Makes `directory` a mount point of its own, private: what is mounted below it stays out of every other namespace.
 pub fn bind_private(directory: &Path) -> Result<()> {
     Tree::clone_recursive(directory)?.attach(directory)?;
-    change(
-        directory,
-        MountPropagationFlags::PRIVATE,
-        "make mount private",
-    )
+    change(directory, MountPropagationFlags::PRIVATE, "make mount private")
 }
 
 /// No mount event crosses `path` or anything below, in either direction.
 pub fn make_private_recursive(path: &Path) -> Result<()> {
-    change(
-        path,
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-        "make mounts private",
-    )
+    change(path, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC, "make mounts private")
 }
 
 /// Mount events come in from the peer group and none goes out, for `path` and everything below.
 pub fn make_slave_recursive(path: &Path) -> Result<()> {
     // MS_SLAVE; rustix has named this flag by its modern word.
-    change(
-        path,
-        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-        "make mounts slaves",
-    )
+    change(path, MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC, "make mounts slaves")
 }
 
 fn change(path: &Path, flags: MountPropagationFlags, operation: &'static str) -> Result<()> {
@@ -83,7 +71,6 @@ pub fn pivot_into(new_root: &Path) -> Result<()> {
 pub fn is_mount_point(path: &Path) -> Result<bool> {
     // Without the automount flag a look would mount what autofs offers there.
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    let found =
-        rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE).during("stat", path.display())?;
+    let found = rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE).during("stat", path.display())?;
     Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }

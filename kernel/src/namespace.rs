@@ -41,15 +41,11 @@ bitflags! {
 /// `PID` and, for other than the first kernels, `TIME` count for children only. `USER` and `MOUNT` ask for a process with one thread.
 pub fn enter(fd: BorrowedFd<'_>, kinds: Kinds) -> Result<()> {
     let flags = ThreadNameSpaceType::from_bits_retain(kinds.bits());
-    rustix::thread::move_into_thread_name_spaces(fd, flags)
-        .during("enter namespaces", format_args!("{kinds:?}"))
+    rustix::thread::move_into_thread_name_spaces(fd, flags).during("enter namespaces", format_args!("{kinds:?}"))
 }
 
 /// Gives the caller new namespaces (unshare(2)). `PID` and `TIME` count for children only.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this is the function that all others are told to use"
-)]
+#[expect(clippy::disallowed_methods, reason = "this is the function that all others are told to use")]
 pub fn unshare(kinds: Kinds) -> Result<()> {
     let flags = CloneFlags::from_bits_retain(kinds.bits() as i32);
     nix::sched::unshare(flags).during("unshare namespaces", format_args!("{kinds:?}"))
@@ -58,15 +54,13 @@ pub fn unshare(kinds: Kinds) -> Result<()> {
 /// Opens a namespace of process `pid`; `kind` is a name of /proc/PID/ns: `user`, `mnt`, `pid_for_children`, …
 pub fn open(pid: i32, kind: &str) -> Result<OwnedFd> {
     let path = format!("/proc/{pid}/ns/{kind}");
-    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .during("open namespace", &path)
+    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).during("open namespace", &path)
 }
 
 /// Opens a namespace of the caller.
 pub fn open_own(kind: &str) -> Result<OwnedFd> {
     let path = format!("/proc/self/ns/{kind}");
-    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .during("open namespace", &path)
+    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).during("open namespace", &path)
 }
 
 /// Whether two descriptors name the same namespace: same device and inode (ioctl_ns(2), namespaces(7)).
@@ -81,19 +75,13 @@ pub fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool> {
 /// Only after `unshare(TIME)` and before the first process is in it (time_namespaces(7)); later EACCES.
 pub fn set_clock_offsets(monotonic_ns: i64, boottime_ns: i64) -> Result<()> {
     let path = "/proc/self/timens_offsets";
-    std::fs::write(path, render_offsets(monotonic_ns, boottime_ns))
-        .during("write clock offsets", path)
+    std::fs::write(path, render_offsets(monotonic_ns, boottime_ns)).during("write clock offsets", path)
 }
 
 /// `clock seconds nanoseconds` a line; the nanoseconds are never negative, so seconds round down.
 fn render_offsets(monotonic_ns: i64, boottime_ns: i64) -> String {
-    let line = |clock: &str, ns: i64| {
-        format!(
-            "{clock} {} {}\n",
-            ns.div_euclid(1_000_000_000),
-            ns.rem_euclid(1_000_000_000)
-        )
-    };
+    let line =
+        |clock: &str, ns: i64| format!("{clock} {} {}\n", ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
     line("monotonic", monotonic_ns) + &line("boottime", boottime_ns)
 }
 
@@ -104,10 +92,7 @@ mod tests {
 
     #[test]
     fn negative_offsets_have_positive_nanoseconds() {
-        assert_eq!(
-            render_offsets(-1_500_000_000, 2_000_000_001),
-            "monotonic -2 500000000\nboottime 2 1\n"
-        );
+        assert_eq!(render_offsets(-1_500_000_000, 2_000_000_001), "monotonic -2 500000000\nboottime 2 1\n");
     }
 
     #[test]
@@ -127,10 +112,7 @@ mod tests {
 
     #[test]
     fn own_namespace_is_the_same_as_itself() {
-        let (one, other) = (
-            open_own("net").unwrap(),
-            open(std::process::id() as i32, "net").unwrap(),
-        );
+        let (one, other) = (open_own("net").unwrap(), open(std::process::id() as i32, "net").unwrap());
         assert!(is_same(one.as_fd(), other.as_fd()).unwrap());
         let uts = open_own("uts").unwrap();
         assert!(!is_same(one.as_fd(), uts.as_fd()).unwrap());

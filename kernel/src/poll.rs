@@ -17,10 +17,7 @@ impl Deadline {
     /// What is left, zero when it is over; `None` waits for ever.
     pub(crate) fn left(&self) -> Option<Timespec> {
         let left = self.0?.saturating_duration_since(Instant::now());
-        Some(Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: i64::from(left.subsec_nanos()),
-        })
+        Some(Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) })
     }
 
     /// Whether the moment has come.

@@ -26,14 +26,8 @@ use crate::{Result, sys};
 pub fn start_time(pid: i32) -> Result<u64> {
     let path = format!("/proc/{pid}/stat");
     let text = std::fs::read(&path).during("read", &path)?;
-    parse_start_time(&text).ok_or_else(|| {
-        Error::refused(
-            "parse",
-            &path,
-            io::ErrorKind::InvalidData,
-            "field 22 is missing",
-        )
-    })
+    parse_start_time(&text)
+        .ok_or_else(|| Error::refused("parse", &path, io::ErrorKind::InvalidData, "field 22 is missing"))
 }
 
 /// The name of the program is in parentheses and may hold anything, so fields count from the last one.
@@ -59,10 +53,7 @@ pub fn status_of(pid: i32) -> Result<ExitStatus> {
 /// Takes the status of any child that has ended, without waiting. `None`: no child has, or there is none.
 pub fn reap_any() -> Result<Option<(i32, ExitStatus)>> {
     match rustix::process::wait(WaitOptions::NOHANG) {
-        Ok(Some((pid, status))) => Ok(Some((
-            pid.as_raw_pid(),
-            ExitStatus::from_raw(status.as_raw()),
-        ))),
+        Ok(Some((pid, status))) => Ok(Some((pid.as_raw_pid(), ExitStatus::from_raw(status.as_raw())))),
         Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
         Err(errno) => Err(errno).during("wait for", "any child"),
     }
@@ -73,11 +64,7 @@ pub fn reap_any() -> Result<Option<(i32, ExitStatus)>> {
 /// A process that changed its ids is not dumpable: its files in /proc then belong to the host's root, and the root of
 /// a user namespace cannot write its own `timens_offsets`.
 pub fn set_dumpable(dumpable: bool) -> Result<()> {
-    let behavior = if dumpable {
-        DumpableBehavior::Dumpable
-    } else {
-        DumpableBehavior::NotDumpable
-    };
+    let behavior = if dumpable { DumpableBehavior::Dumpable } else { DumpableBehavior::NotDumpable };
     rustix::process::set_dumpable_behavior(behavior).during("set dumpable", dumpable)
 }
 
@@ -89,8 +76,7 @@ pub fn set_parent_death_signal(signal: i32) -> Result<()> {
 
 /// Orphans below the caller become its children instead of init's.
 pub fn become_subreaper() -> Result<()> {
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-        .during("become", "subreaper")
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).during("become", "subreaper")
 }
 
 /// From here on no exec gives the process more privileges (prctl(2) `PR_SET_NO_NEW_PRIVS`).
@@ -126,9 +112,7 @@ pub fn set_controlling_terminal(terminal: impl AsFd) -> Result<()> {
 /// Exec keeps ignored signals ignored and blocked ones blocked, and Rust's start-up ignores SIGPIPE.
 pub fn reset_signals() -> Result<()> {
     sys::default_dispositions();
-    nix::sys::signal::SigSet::empty()
-        .thread_set_mask()
-        .during("unblock", "signals")
+    nix::sys::signal::SigSet::empty().thread_set_mask().during("unblock", "signals")
 }
 
 /// Closes every descriptor from `first` up but those in `except`.
@@ -165,8 +149,7 @@ fn gaps(first: RawFd, except: &[RawFd]) -> Vec<(RawFd, RawFd)> {
 /// other owner.
 pub fn adopt_descriptor(number: RawFd) -> Result<OwnedFd> {
     let fd = sys::adopt(number).during("adopt descriptor", number)?;
-    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)
-        .during("set close-on-exec of descriptor", number)?;
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).during("set close-on-exec of descriptor", number)?;
     Ok(fd)
 }
 
@@ -186,34 +169,20 @@ pub fn place_descriptor(fd: impl AsFd, number: RawFd) -> Result<()> {
 
 /// Takes close-on-exec off.
 pub fn keep_across_exec(fd: impl AsFd) -> Result<()> {
-    rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())
-        .during("keep across exec", "descriptor")
+    rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).during("keep across exec", "descriptor")
 }
 
 /// Executes the program that `program` is open on, whatever path it has by now (execveat(2) `AT_EMPTY_PATH`).
 ///
 /// Returns only on failure. A script needs its descriptor to stay open across exec; else ENOENT.
-pub fn exec_descriptor(
-    program: BorrowedFd<'_>,
-    argv: &[CString],
-    environment: &[CString],
-) -> Error {
-    let result = nix::unistd::execveat(
-        program,
-        c"",
-        argv,
-        environment,
-        nix::fcntl::AtFlags::AT_EMPTY_PATH,
-    );
+pub fn exec_descriptor(program: BorrowedFd<'_>, argv: &[CString], environment: &[CString]) -> Error {
+    let result = nix::unistd::execveat(program, c"", argv, environment, nix::fcntl::AtFlags::AT_EMPTY_PATH);
     exec_failed(result, "open descriptor")
 }
 
 /// Executes the program at `path`. Returns only on failure.
 pub fn exec_path(path: &CStr, argv: &[CString], environment: &[CString]) -> Error {
-    exec_failed(
-        nix::unistd::execve(path, argv, environment),
-        &path.to_string_lossy(),
-    )
+    exec_failed(nix::unistd::execve(path, argv, environment), &path.to_string_lossy())
 }
 
 fn exec_failed(result: nix::Result<Infallible>, object: &str) -> Error {
@@ -225,14 +194,7 @@ fn exec_failed(result: nix::Result<Infallible>, object: &str) -> Error {
 fn to_pid(pid: i32, operation: &'static str) -> Result<Pid> {
     // Pid::from_raw asserts in debug builds that the number is not negative.
     let pid = if pid > 0 { Pid::from_raw(pid) } else { None };
-    pid.ok_or_else(|| {
-        Error::refused(
-            operation,
-            "process",
-            io::ErrorKind::InvalidInput,
-            "a pid is positive",
-        )
-    })
+    pid.ok_or_else(|| Error::refused(operation, "process", io::ErrorKind::InvalidInput, "a pid is positive"))
 }
 
 #[cfg(test)]
@@ -241,7 +203,8 @@ mod tests {
 
     #[test]
     fn the_start_time_is_found_behind_a_hostile_name() {
-        let stat = b"17 (a) b) (c) S 1 17 17 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 4242 1000 10 18446744073709551615 1";
+        let stat =
+            b"17 (a) b) (c) S 1 17 17 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 4242 1000 10 18446744073709551615 1";
         assert_eq!(parse_start_time(stat), Some(4242));
         assert_eq!(parse_start_time(b"17 (short) S 1"), None);
         assert!(start_time(std::process::id() as i32).unwrap() > 0);
@@ -256,13 +219,7 @@ mod tests {
 
     #[test]
     fn a_pid_that_is_none_is_refused() {
-        assert_eq!(
-            status_of(0).unwrap_err().kind(),
-            io::ErrorKind::InvalidInput
-        );
-        assert_eq!(
-            PidFd::open(-5).unwrap_err().kind(),
-            io::ErrorKind::InvalidInput
-        );
+        assert_eq!(status_of(0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(PidFd::open(-5).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -72,22 +72,14 @@ impl Master {
 
 /// Sets the window size of any terminal.
 pub fn set_size(terminal: impl AsFd, size: Size) -> Result<()> {
-    let size = Winsize {
-        ws_row: size.rows,
-        ws_col: size.columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
     rustix::termios::tcsetwinsize(terminal, size).during("set size of", "terminal")
 }
 
 /// The window size of any terminal. ENOTTY: it is none.
 pub fn size(terminal: impl AsFd) -> Result<Size> {
     let size = rustix::termios::tcgetwinsize(terminal).during("read size of", "terminal")?;
-    Ok(Size {
-        rows: size.ws_row,
-        columns: size.ws_col,
-    })
+    Ok(Size { rows: size.ws_row, columns: size.ws_col })
 }
 
 impl AsFd for Master {
@@ -122,8 +114,7 @@ impl<Terminal: AsFd> RawMode<Terminal> {
         let mut raw = before.clone();
         raw.make_raw();
         // Drain: what was already written must still be shown by the old rules.
-        rustix::termios::tcsetattr(&terminal, OptionalActions::Drain, &raw)
-            .during("set raw mode of", "terminal")?;
+        rustix::termios::tcsetattr(&terminal, OptionalActions::Drain, &raw).during("set raw mode of", "terminal")?;
         Ok(Self { terminal, before })
     }
 }
@@ -148,19 +139,8 @@ mod tests {
         });
         let master = master.unwrap();
         let peer = master.peer().unwrap();
-        master
-            .set_size(Size {
-                rows: 50,
-                columns: 132,
-            })
-            .unwrap();
-        assert_eq!(
-            size(&peer).unwrap(),
-            Size {
-                rows: 50,
-                columns: 132
-            }
-        );
+        master.set_size(Size { rows: 50, columns: 132 }).unwrap();
+        assert_eq!(size(&peer).unwrap(), Size { rows: 50, columns: 132 });
         rustix::io::write(&peer, b"hello\n").unwrap();
         let mut buffer = [0_u8; 32];
         let length = rustix::io::read(&master, &mut buffer).unwrap();
@@ -173,16 +153,9 @@ mod tests {
 
     #[test]
     fn raw_mode_ends_with_its_guard() {
-        let master = Master::open_in(Path::new("/dev/pts"))
-            .or_else(|_| Master::open_in(Path::new("/dev")))
-            .unwrap();
+        let master = Master::open_in(Path::new("/dev/pts")).or_else(|_| Master::open_in(Path::new("/dev"))).unwrap();
         let peer = master.peer().unwrap();
-        let echoes = |fd: &OwnedFd| {
-            rustix::termios::tcgetattr(fd)
-                .unwrap()
-                .local_modes
-                .contains(LocalModes::ECHO)
-        };
+        let echoes = |fd: &OwnedFd| rustix::termios::tcgetattr(fd).unwrap().local_modes.contains(LocalModes::ECHO);
         assert!(echoes(&peer));
         let guard = RawMode::new(peer.as_fd()).unwrap();
         assert!(!echoes(&peer));

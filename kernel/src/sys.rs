@@ -11,11 +11,7 @@ use std::ptr;
 
 /// Turns a raw return value into a result, reading errno on -1.
 fn check(value: libc::c_long) -> io::Result<libc::c_long> {
-    if value == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(value)
-    }
+    if value == -1 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 
 /// What clone3(2) made: `None` in the child, the child's pid and pidfd in the parent.
@@ -26,16 +22,9 @@ pub(crate) type Cloned = Option<(i32, OwnedFd)>;
 /// The caller must be single-threaded: in the child no other thread exists, so a lock that one of them held
 /// (the allocator's, for one) would stay locked for ever. `process::fork` checks that.
 /// Flags that share memory or make a thread are refused.
-pub(crate) fn clone3(
-    flags: u64,
-    exit_signal: c_int,
-    cgroup: Option<BorrowedFd<'_>>,
-) -> io::Result<Cloned> {
-    const SHARING: c_int = libc::CLONE_VM
-        | libc::CLONE_THREAD
-        | libc::CLONE_SIGHAND
-        | libc::CLONE_VFORK
-        | libc::CLONE_SETTLS;
+pub(crate) fn clone3(flags: u64, exit_signal: c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    const SHARING: c_int =
+        libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VFORK | libc::CLONE_SETTLS;
     if flags & SHARING as u64 != 0 {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
@@ -51,13 +40,7 @@ pub(crate) fn clone3(
     }
     // SAFETY: the pointer and size name a live clone_args; without CLONE_VM and with stack 0 the child runs on its
     // own copy of this stack, as after fork(2), so both returns are from valid frames.
-    let pid = check(unsafe {
-        libc::syscall(
-            libc::SYS_clone3,
-            &raw mut arguments,
-            size_of::<libc::clone_args>(),
-        )
-    })?;
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) })?;
     if pid == 0 {
         return Ok(None);
     }
@@ -70,11 +53,7 @@ pub(crate) fn clone3(
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// mount_setattr(2) on the mount that `mount` names, with `AT_EMPTY_PATH` and, if asked, `AT_RECURSIVE`.
-pub(crate) fn mount_setattr(
-    mount: BorrowedFd<'_>,
-    recursive: bool,
-    attributes: &libc::mount_attr,
-) -> io::Result<()> {
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: &libc::mount_attr) -> io::Result<()> {
     let mut flags = libc::AT_EMPTY_PATH as c_uint;
     if recursive {
         flags |= libc::AT_RECURSIVE as c_uint;
@@ -108,26 +87,12 @@ pub(crate) struct ClassicInstruction {
 }
 
 /// seccomp(2) `SECCOMP_SET_MODE_FILTER` for the calling thread.
-pub(crate) fn seccomp_set_filter(
-    program: &[ClassicInstruction],
-    flags: libc::c_ulong,
-) -> io::Result<()> {
-    let length =
-        u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-    let header = libc::sock_fprog {
-        len: length,
-        filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut(),
-    };
+pub(crate) fn seccomp_set_filter(program: &[ClassicInstruction], flags: libc::c_ulong) -> io::Result<()> {
+    let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let header = libc::sock_fprog { len: length, filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut() };
     // SAFETY: ClassicInstruction has the layout of sock_filter (both repr(C), same fields); header names `length`
     // live ones; the kernel copies and does not write them.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            flags,
-            &raw const header,
-        )
-    })?;
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const header) })?;
     Ok(())
 }
 
@@ -175,12 +140,7 @@ pub(crate) fn bpf_program_load(
     // SAFETY: every pointer in `attributes` names live memory of the length given beside it; only the log is written,
     // and it is borrowed exclusively.
     let fd = check(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_LOAD,
-            &raw const attributes,
-            size_of::<BpfProgramLoad>(),
-        )
+        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<BpfProgramLoad>())
     })?;
     // SAFETY: a successful BPF_PROG_LOAD returns a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
@@ -210,37 +170,15 @@ pub(crate) fn bpf_program_attach(
     ];
     // SAFETY: the five words are target_fd, attach_bpf_fd, attach_type, attach_flags, replace_bpf_fd of bpf_attr;
     // the kernel reads them and no more than the size given.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_ATTACH,
-            attributes.as_ptr(),
-            size_of::<[u32; 5]>(),
-        )
-    })?;
+    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, attributes.as_ptr(), size_of::<[u32; 5]>()) })?;
     Ok(())
 }
 
 /// bpf(2) `BPF_PROG_DETACH` of one program.
-pub(crate) fn bpf_program_detach(
-    target: BorrowedFd<'_>,
-    program: BorrowedFd<'_>,
-    attach_type: u32,
-) -> io::Result<()> {
-    let attributes: [u32; 3] = [
-        target.as_raw_fd() as u32,
-        program.as_raw_fd() as u32,
-        attach_type,
-    ];
+pub(crate) fn bpf_program_detach(target: BorrowedFd<'_>, program: BorrowedFd<'_>, attach_type: u32) -> io::Result<()> {
+    let attributes: [u32; 3] = [target.as_raw_fd() as u32, program.as_raw_fd() as u32, attach_type];
     // SAFETY: the three words are target_fd, attach_bpf_fd, attach_type of bpf_attr; the kernel only reads them.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_DETACH,
-            attributes.as_ptr(),
-            size_of::<[u32; 3]>(),
-        )
-    })?;
+    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_DETACH, attributes.as_ptr(), size_of::<[u32; 3]>()) })?;
     Ok(())
 }
 
@@ -268,14 +206,7 @@ pub(crate) fn bpf_program_query(target: BorrowedFd<'_>, attach_type: u32) -> io:
         ..Default::default()
     };
     // SAFETY: `attributes` is live and writable, and names an array of `program_count` writable words.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_QUERY,
-            &raw mut attributes,
-            size_of::<BpfQuery>(),
-        )
-    })?;
+    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut attributes, size_of::<BpfQuery>()) })?;
     ids.truncate(attributes.program_count as usize);
     Ok(ids)
 }
@@ -285,12 +216,7 @@ pub(crate) fn bpf_program_by_id(id: u32) -> io::Result<OwnedFd> {
     let attributes: [u32; 3] = [id, 0, 0];
     // SAFETY: the words are prog_id, next_id, open_flags of bpf_attr; the kernel only reads them.
     let fd = check(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_GET_FD_BY_ID,
-            attributes.as_ptr(),
-            size_of::<[u32; 3]>(),
-        )
+        libc::syscall(libc::SYS_bpf, BPF_PROG_GET_FD_BY_ID, attributes.as_ptr(), size_of::<[u32; 3]>())
     })?;
     // SAFETY: success returns a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
@@ -319,27 +245,14 @@ pub(crate) fn bpf_program_name(program: BorrowedFd<'_>) -> io::Result<String> {
     let mut info = BpfProgramInfo::default();
     let pointer = &raw mut info as u64;
     // The `info` part of bpf_attr: bpf_fd, info_len, then the pointer as two words (little-endian).
-    let mut attributes: [u32; 4] = [
-        program.as_raw_fd() as u32,
-        size_of::<BpfProgramInfo>() as u32,
-        pointer as u32,
-        (pointer >> 32) as u32,
-    ];
+    let mut attributes: [u32; 4] =
+        [program.as_raw_fd() as u32, size_of::<BpfProgramInfo>() as u32, pointer as u32, (pointer >> 32) as u32];
     // SAFETY: attributes name a live, writable `info` of the length given; the kernel writes no more than that to it, and
     // the length it filled in back to the second word.
     check(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_OBJ_GET_INFO_BY_FD,
-            attributes.as_mut_ptr(),
-            size_of::<[u32; 4]>(),
-        )
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, attributes.as_mut_ptr(), size_of::<[u32; 4]>())
     })?;
-    let length = info
-        .name
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(info.name.len());
+    let length = info.name.iter().position(|&byte| byte == 0).unwrap_or(info.name.len());
     Ok(String::from_utf8_lossy(&info.name[..length]).into_owned())
 }
 
@@ -347,13 +260,7 @@ pub(crate) fn bpf_program_name(program: BorrowedFd<'_>) -> io::Result<String> {
 pub(crate) fn keyctl_join_anonymous_session() -> io::Result<i32> {
     const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1;
     // SAFETY: a null name is the documented way to ask for an anonymous keyring; no memory is touched.
-    let serial = check(unsafe {
-        libc::syscall(
-            libc::SYS_keyctl,
-            KEYCTL_JOIN_SESSION_KEYRING,
-            ptr::null::<c_char>(),
-        )
-    })?;
+    let serial = check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, ptr::null::<c_char>()) })?;
     Ok(serial as i32)
 }
 
@@ -361,14 +268,7 @@ pub(crate) fn keyctl_join_anonymous_session() -> io::Result<i32> {
 pub(crate) fn close_range(first: RawFd, last: RawFd, flags: c_uint) -> io::Result<()> {
     // SAFETY: no memory is touched. That the numbers are not owned by a live value is the caller's promise;
     // `process::close_from` passes it on, and is for the moment before exec.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            first as c_uint,
-            last as c_uint,
-            flags,
-        )
-    })?;
+    check(unsafe { libc::syscall(libc::SYS_close_range, first as c_uint, last as c_uint, flags) })?;
     Ok(())
 }
 
@@ -405,18 +305,9 @@ pub(crate) fn pidfd_exit_code(pidfd: BorrowedFd<'_>) -> io::Result<Option<i32>> 
     // _IOWR(0xFF, 11, struct pidfd_info) with the size of version 0.
     const PIDFD_GET_INFO: libc::c_ulong =
         (3 << 30) | ((size_of::<PidfdInfo>() as libc::c_ulong) << 16) | (0xFF << 8) | 11;
-    let mut info = PidfdInfo {
-        mask: PIDFD_INFO_EXIT,
-        ..Default::default()
-    };
+    let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..Default::default() };
     // SAFETY: the request's size is that of `info`, which is live and writable.
-    check(unsafe {
-        libc::c_long::from(libc::ioctl(
-            pidfd.as_raw_fd(),
-            PIDFD_GET_INFO as _,
-            &raw mut info,
-        ))
-    })?;
+    check(unsafe { libc::c_long::from(libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info)) })?;
     Ok((info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code))
 }
 
@@ -424,21 +315,19 @@ pub(crate) fn pidfd_exit_code(pidfd: BorrowedFd<'_>) -> io::Result<Option<i32>> 
 pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Result<()> {
     // SAFETY: a null siginfo asks the kernel to fill in that of kill(2); no memory is touched.
     check(unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            signal,
-            ptr::null::<libc::siginfo_t>(),
-            0,
-        )
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, ptr::null::<libc::siginfo_t>(), 0)
     })?;
     Ok(())
 }
 
-/// signal(2) with `SIG_DFL` for every signal that may have another disposition.
+/// rt_sigaction(2) with `SIG_DFL` for every signal that may have another disposition.
+///
+/// Not signal(3): glibc refuses 32 and 33, which it keeps for itself, and a parent may have left them ignored.
 pub(crate) fn default_dispositions() {
+    // The kernel's struct sigaction: handler, flags, restorer, mask of 64 bits. All zero is SIG_DFL.
+    let default = [0_u64; 4];
     for number in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL runs no code of ours. EINVAL for SIGKILL, SIGSTOP and those that libc keeps is what is wanted.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
+        // SAFETY: SIG_DFL runs no code of ours; the kernel only reads `default`. EINVAL for SIGKILL and SIGSTOP is as good.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), ptr::null::<u64>(), size_of::<u64>()) };
     }
 }

@@ -76,33 +76,12 @@ impl DeviceProgram {
     pub fn compile(rules: &[DeviceRule]) -> DeviceProgram {
         let mut instructions = vec![
             // struct bpf_cgroup_dev_ctx: access in the high half and kind in the low half of one word, major, minor.
-            Instruction::Load {
-                to: KIND,
-                from: CONTEXT,
-                offset: 0,
-            },
-            Instruction::Copy {
-                to: ACCESS,
-                from: KIND,
-            },
-            Instruction::And {
-                to: KIND,
-                value: 0xffff,
-            },
-            Instruction::ShiftRight {
-                to: ACCESS,
-                bits: 16,
-            },
-            Instruction::Load {
-                to: MAJOR,
-                from: CONTEXT,
-                offset: 4,
-            },
-            Instruction::Load {
-                to: MINOR,
-                from: CONTEXT,
-                offset: 8,
-            },
+            Instruction::Load { to: KIND, from: CONTEXT, offset: 0 },
+            Instruction::Copy { to: ACCESS, from: KIND },
+            Instruction::And { to: KIND, value: 0xffff },
+            Instruction::ShiftRight { to: ACCESS, bits: 16 },
+            Instruction::Load { to: MAJOR, from: CONTEXT, offset: 4 },
+            Instruction::Load { to: MINOR, from: CONTEXT, offset: 8 },
         ];
         for rule in merge(rules) {
             let allowed = compile_rule(&rule);
@@ -121,14 +100,8 @@ impl DeviceProgram {
     pub fn attach(&self, cgroup_directory: &Path) -> Result<()> {
         let group = open_group(cgroup_directory)?;
         let program = self.load()?;
-        sys::bpf_program_attach(
-            group.as_fd(),
-            program.as_fd(),
-            ATTACH_TYPE,
-            BPF_F_ALLOW_MULTI,
-            None,
-        )
-        .during("attach device program to", cgroup_directory.display())
+        sys::bpf_program_attach(group.as_fd(), program.as_fd(), ATTACH_TYPE, BPF_F_ALLOW_MULTI, None)
+            .during("attach device program to", cgroup_directory.display())
     }
 
     /// Puts this program in the place of the one attached before, with no moment without one. None before: attaches.
@@ -140,14 +113,8 @@ impl DeviceProgram {
         };
         let program = self.load()?;
         let flags = BPF_F_ALLOW_MULTI | BPF_F_REPLACE;
-        sys::bpf_program_attach(
-            group.as_fd(),
-            program.as_fd(),
-            ATTACH_TYPE,
-            flags,
-            Some(old.as_fd()),
-        )
-        .during("replace device program of", cgroup_directory.display())?;
+        sys::bpf_program_attach(group.as_fd(), program.as_fd(), ATTACH_TYPE, flags, Some(old.as_fd()))
+            .during("replace device program of", cgroup_directory.display())?;
         // More than one is left only by somebody who attached twice; all would have to allow.
         for surplus in ours {
             sys::bpf_program_detach(group.as_fd(), surplus.as_fd(), ATTACH_TYPE)
@@ -158,24 +125,14 @@ impl DeviceProgram {
 
     /// Loads it; when the verifier refuses, once more for its reasons.
     fn load(&self) -> Result<OwnedFd> {
-        let words: Vec<u64> = self
-            .instructions
-            .iter()
-            .map(|instruction| instruction.encode())
-            .collect();
+        let words: Vec<u64> = self.instructions.iter().map(|instruction| instruction.encode()).collect();
         sys::bpf_program_load(PROGRAM_TYPE, ATTACH_TYPE, NAME, &words, None).or_else(|first| {
             let mut log = vec![0_u8; 16 * 1024];
-            sys::bpf_program_load(PROGRAM_TYPE, ATTACH_TYPE, NAME, &words, Some(&mut log)).map_err(
-                |_| {
-                    let text = String::from_utf8_lossy(&log);
-                    let reasons = text.trim_matches('\0').trim();
-                    Error::new(
-                        "load device program",
-                        format_args!("of {} instructions: {reasons}", words.len()),
-                        first,
-                    )
-                },
-            )
+            sys::bpf_program_load(PROGRAM_TYPE, ATTACH_TYPE, NAME, &words, Some(&mut log)).map_err(|_| {
+                let text = String::from_utf8_lossy(&log);
+                let reasons = text.trim_matches('\0').trim();
+                Error::new("load device program", format_args!("of {} instructions: {reasons}", words.len()), first)
+            })
         })
     }
 }
@@ -183,10 +140,7 @@ impl DeviceProgram {
 /// The program as text, one instruction a line.
 impl fmt::Display for DeviceProgram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.instructions
-            .iter()
-            .enumerate()
-            .try_for_each(|(at, instruction)| writeln!(f, "{at:03}: {instruction}"))
+        self.instructions.iter().enumerate().try_for_each(|(at, instruction)| writeln!(f, "{at:03}: {instruction}"))
     }
 }
 
@@ -194,9 +148,8 @@ impl fmt::Display for DeviceProgram {
 fn merge(rules: &[DeviceRule]) -> Vec<DeviceRule> {
     let mut merged: Vec<DeviceRule> = Vec::new();
     for rule in rules.iter().filter(|rule| rule.access() != 0) {
-        let same = |other: &&mut DeviceRule| {
-            (other.kind, other.major, other.minor) == (rule.kind, rule.major, rule.minor)
-        };
+        let same =
+            |other: &&mut DeviceRule| (other.kind, other.major, other.minor) == (rule.kind, rule.major, rule.minor);
         match merged.iter_mut().find(same) {
             Some(known) => {
                 known.read |= rule.read;
@@ -223,19 +176,9 @@ fn compile_rule(rule: &DeviceRule) -> Vec<Instruction> {
     let refused = ACCESS_ALL & !rule.access();
     let allow = [Instruction::Set { to: 0, value: 1 }, Instruction::Exit];
     let access_check = [
-        Instruction::Copy {
-            to: SCRATCH,
-            from: ACCESS,
-        },
-        Instruction::And {
-            to: SCRATCH,
-            value: refused as i32,
-        },
-        Instruction::SkipUnless {
-            register: SCRATCH,
-            value: 0,
-            skip: allow.len() as i16,
-        },
+        Instruction::Copy { to: SCRATCH, from: ACCESS },
+        Instruction::And { to: SCRATCH, value: refused as i32 },
+        Instruction::SkipUnless { register: SCRATCH, value: 0, skip: allow.len() as i16 },
     ];
     let mut tail = Vec::with_capacity(access_check.len() + allow.len());
     if refused != 0 {
@@ -243,17 +186,10 @@ fn compile_rule(rule: &DeviceRule) -> Vec<Instruction> {
     }
     tail.extend(allow);
     let count = checks.len();
-    let compare = checks
-        .into_iter()
-        .enumerate()
-        .map(|(index, (register, value))| {
-            let skip = (count - index - 1 + tail.len()) as i16;
-            Instruction::SkipUnless {
-                register,
-                value,
-                skip,
-            }
-        });
+    let compare = checks.into_iter().enumerate().map(|(index, (register, value))| {
+        let skip = (count - index - 1 + tail.len()) as i16;
+        Instruction::SkipUnless { register, value, skip }
+    });
     compare.chain(tail.iter().copied()).collect()
 }
 
@@ -264,14 +200,12 @@ fn open_group(directory: &Path) -> Result<OwnedFd> {
 
 /// The device programs attached to this group itself that have our name.
 fn attached_by_us(group: BorrowedFd<'_>, directory: &Path) -> Result<Vec<OwnedFd>> {
-    let ids = sys::bpf_program_query(group, ATTACH_TYPE)
-        .during("list device programs of", directory.display())?;
+    let ids = sys::bpf_program_query(group, ATTACH_TYPE).during("list device programs of", directory.display())?;
     let mut found = Vec::new();
     let mut seen = HashSet::new();
     for id in ids.into_iter().filter(|id| seen.insert(*id)) {
         let program = sys::bpf_program_by_id(id).during("open device program", id)?;
-        if sys::bpf_program_name(program.as_fd()).during("read name of device program", id)? == NAME
-        {
+        if sys::bpf_program_name(program.as_fd()).during("read name of device program", id)? == NAME {
             found.push(program);
         }
     }
@@ -323,10 +257,7 @@ mod tests {
 
     #[test]
     fn a_rule_for_everything_ends_the_program() {
-        assert_eq!(
-            compiled(&["a *:* rwm", "c 1:3 r"]),
-            format!("{PROLOGUE}006: r0 = 1\n007: exit\n")
-        );
+        assert_eq!(compiled(&["a *:* rwm", "c 1:3 r"]), format!("{PROLOGUE}006: r0 = 1\n007: exit\n"));
     }
 
     #[test]
@@ -346,10 +277,7 @@ mod tests {
 017: r0 = 0
 018: exit
 ";
-        assert_eq!(
-            compiled(&["c 1:3 rwm", "b *:* m"]),
-            format!("{PROLOGUE}{expected}")
-        );
+        assert_eq!(compiled(&["c 1:3 rwm", "b *:* m"]), format!("{PROLOGUE}{expected}"));
     }
 
     #[test]
@@ -373,11 +301,9 @@ mod tests {
                 Instruction::Set { to, value } => registers[to as usize] = value as u64,
                 Instruction::And { to, value } => registers[to as usize] &= value as u64,
                 Instruction::ShiftRight { to, bits } => registers[to as usize] >>= bits,
-                Instruction::SkipUnless {
-                    register,
-                    value,
-                    skip,
-                } if registers[register as usize] as u32 != value => at += skip as usize,
+                Instruction::SkipUnless { register, value, skip } if registers[register as usize] as u32 != value => {
+                    at += skip as usize
+                }
                 Instruction::SkipUnless { .. } => {}
                 Instruction::Exit => return registers[0] == 1,
             }
@@ -386,12 +312,7 @@ mod tests {
 
     #[test]
     fn programs_decide_as_the_rules_say() {
-        let program = DeviceProgram::compile(&[
-            rule("c 1:3 rw"),
-            rule("c 136:* rw"),
-            rule("b 8:0 r"),
-            rule("a *:* m"),
-        ]);
+        let program = DeviceProgram::compile(&[rule("c 1:3 rw"), rule("c 136:* rw"), rule("b 8:0 r"), rule("a *:* m")]);
         let (mknod, read, write, block, char) = (1 << 16, 2 << 16, 4 << 16, 1, 2);
         for (kind, major, minor, expected) in [
             (char | read | write, 1, 3, true),
@@ -403,34 +324,14 @@ mod tests {
             (block | mknod, 99, 99, true),
             (char | mknod | read, 99, 99, false),
         ] {
-            assert_eq!(
-                run(&program, [kind, major, minor]),
-                expected,
-                "{kind:x} {major}:{minor}"
-            );
+            assert_eq!(run(&program, [kind, major, minor]), expected, "{kind:x} {major}:{minor}");
         }
     }
 
     #[test]
     fn words_are_the_kernels() {
-        assert_eq!(
-            Instruction::Load {
-                to: 2,
-                from: 1,
-                offset: 4
-            }
-            .encode(),
-            0x0000_0000_0004_1261
-        );
-        assert_eq!(
-            Instruction::SkipUnless {
-                register: 4,
-                value: u32::MAX,
-                skip: 2
-            }
-            .encode(),
-            0xffff_ffff_0002_0456
-        );
+        assert_eq!(Instruction::Load { to: 2, from: 1, offset: 4 }.encode(), 0x0000_0000_0004_1261);
+        assert_eq!(Instruction::SkipUnless { register: 4, value: u32::MAX, skip: 2 }.encode(), 0xffff_ffff_0002_0456);
         assert_eq!(Instruction::Exit.encode(), 0x95);
     }
 }

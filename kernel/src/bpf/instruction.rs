@@ -9,11 +9,7 @@ pub(super) type Register = u8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Instruction {
     /// `to = *(u32 *)(from + offset)`
-    Load {
-        to: Register,
-        from: Register,
-        offset: i16,
-    },
+    Load { to: Register, from: Register, offset: i16 },
     /// `to = from`
     Copy { to: Register, from: Register },
     /// `to = value`
@@ -23,11 +19,7 @@ pub(super) enum Instruction {
     /// `to >>= bits`
     ShiftRight { to: Register, bits: i32 },
     /// Skips `skip` instructions when the low 32 bits differ from `value`.
-    SkipUnless {
-        register: Register,
-        value: u32,
-        skip: i16,
-    },
+    SkipUnless { register: Register, value: u32, skip: i16 },
     /// Ends with the value of register 0.
     Exit,
 }
@@ -45,11 +37,7 @@ impl Instruction {
             Instruction::And { to, value } => (0x54, to, 0, 0, value),
             Instruction::ShiftRight { to, bits } => (0x74, to, 0, 0, bits),
             // BPF_JMP32 | BPF_JNE | BPF_K: the 64-bit form would extend the sign of a large number.
-            Instruction::SkipUnless {
-                register,
-                value,
-                skip,
-            } => (0x56, register, 0, skip, value as i32),
+            Instruction::SkipUnless { register, value, skip } => (0x56, register, 0, skip, value as i32),
             // BPF_JMP | BPF_EXIT
             Instruction::Exit => (0x95, 0, 0, 0, 0),
         };
@@ -71,11 +59,7 @@ impl fmt::Display for Instruction {
             Instruction::Set { to, value } => write!(f, "r{to} = {value}"),
             Instruction::And { to, value } => write!(f, "r{to} &= {value}"),
             Instruction::ShiftRight { to, bits } => write!(f, "r{to} >>= {bits}"),
-            Instruction::SkipUnless {
-                register,
-                value,
-                skip,
-            } => write!(f, "if r{register} != {value} skip {skip}"),
+            Instruction::SkipUnless { register, value, skip } => write!(f, "if r{register} != {value} skip {skip}"),
             Instruction::Exit => f.write_str("exit"),
         }
     }

@@ -22,10 +22,7 @@ impl Group {
     /// Like [`attach`](Self::attach) for a process that was born in the cgroup2 group (`CLONE_INTO_CGROUP`): v1 only.
     pub fn attach_v1(&self, pid: i32) -> Result<()> {
         for root in self.hierarchies.v1_roots() {
-            write(
-                &root.join(self.path()).join("cgroup.procs"),
-                pid.to_string(),
-            )?;
+            write(&root.join(self.path()).join("cgroup.procs"), pid.to_string())?;
         }
         Ok(())
     }
@@ -46,9 +43,7 @@ impl Group {
 
     /// The processes of the group and of all groups below it, as the caller sees their pids; in no order.
     pub fn processes(&self) -> Result<Vec<i32>> {
-        let directory = self
-            .unified_directory()
-            .or_else(|| self.directory(Controller::Pids));
+        let directory = self.unified_directory().or_else(|| self.directory(Controller::Pids));
         let directory = directory.or_else(|| self.directories().into_iter().next());
         let directory = directory.ok_or_else(|| no_hierarchy("list processes of", self))?;
         let mut found = Vec::new();
@@ -62,11 +57,7 @@ impl Group {
 fn collect(directory: &Path, found: &mut Vec<i32>) -> Result<()> {
     match read(&directory.join("cgroup.procs")) {
         // 0 stands for a process outside the reader's pid namespace.
-        Ok(text) => found.extend(
-            text.lines()
-                .filter_map(|line| line.parse().ok())
-                .filter(|&pid: &i32| pid > 0),
-        ),
+        Ok(text) => found.extend(text.lines().filter_map(|line| line.parse().ok()).filter(|&pid: &i32| pid > 0)),
         // A threaded group lists no processes; its domain above does.
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
         // A group below may go at any time.

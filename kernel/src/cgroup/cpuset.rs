@@ -39,10 +39,7 @@ impl CpuSet {
     /// The processors of the host that are online.
     pub fn online() -> Result<CpuSet> {
         let path = "/sys/devices/system/cpu/online";
-        std::fs::read_to_string(path)
-            .during("read", path)?
-            .trim()
-            .parse()
+        std::fs::read_to_string(path).during("read", path)?.trim().parse()
     }
 }
 
@@ -56,14 +53,7 @@ impl FromStr for CpuSet {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<CpuSet> {
-        let invalid = |why| {
-            Error::refused(
-                "parse processor list",
-                text,
-                io::ErrorKind::InvalidInput,
-                why,
-            )
-        };
+        let invalid = |why| Error::refused("parse processor list", text, io::ErrorKind::InvalidInput, why);
         let number = |digits: &str| match digits.trim().parse::<u32>() {
             Ok(number) if number <= NUMBER_MAX => Ok(number),
             _ => Err(invalid("expected numbers and ranges such as 0-3,7")),
@@ -108,19 +98,11 @@ mod tests {
 
     #[test]
     fn lists_are_read_and_written_as_the_kernel_does() {
-        for (text, written, length) in [
-            ("0-1,4", "0-1,4", 3),
-            ("", "", 0),
-            ("3,2,1", "1-3", 3),
-            (" 5 \n", "5", 1),
-            ("0,2", "0,2", 2),
-        ] {
+        for (text, written, length) in
+            [("0-1,4", "0-1,4", 3), ("", "", 0), ("3,2,1", "1-3", 3), (" 5 \n", "5", 1), ("0,2", "0,2", 2)]
+        {
             let set: CpuSet = text.parse().unwrap();
-            assert_eq!(
-                (set.to_string().as_str(), set.len()),
-                (written, length),
-                "{text:?}"
-            );
+            assert_eq!((set.to_string().as_str(), set.len()), (written, length), "{text:?}");
         }
     }
 

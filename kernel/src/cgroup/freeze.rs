@@ -76,18 +76,14 @@ impl Group {
     }
 
     fn freezer(&self) -> Result<std::path::PathBuf> {
-        self.directory(Controller::Freezer)
-            .ok_or_else(|| no_hierarchy("freeze", self))
+        self.directory(Controller::Freezer).ok_or_else(|| no_hierarchy("freeze", self))
     }
 
     fn set_frozen(&self, frozen: bool) -> Result<()> {
         let deadline = Deadline::after(Some(FREEZE_TIMEOUT_MS));
         let reached = match self.unified_directory() {
             Some(directory) => {
-                write(
-                    &directory.join("cgroup.freeze"),
-                    if frozen { "1" } else { "0" },
-                )?;
+                write(&directory.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
                 wait_event(&directory, "frozen", u64::from(frozen), deadline)?
             }
             None => set_frozen_v1(&self.freezer()?, frozen, deadline)?,
@@ -104,7 +100,7 @@ impl Group {
         ))
     }
 
-    /// Freezes what can be frozen so that nothing forks away, signals all, and goes on until none is left.
+    /// Signals all, and goes on until none is left, for a fork may outrun a list of pids.
     fn kill_one_by_one(&self) -> Result<()> {
         let deadline = Deadline::after(Some(KILL_TIMEOUT_MS));
         loop {
@@ -117,6 +113,10 @@ impl Group {
                 if let Ok(process) = PidFd::open(pid) {
                     let _ = process.signal(libc::SIGKILL);
                 }
+            }
+            // The v1 freezer holds even a killed process; thawed, it ends before it runs another instruction of its own.
+            if let Some(root) = self.hierarchies.v1(Controller::Freezer) {
+                write_optional(&root.join(self.path()).join("freezer.state"), "THAWED")?;
             }
             if deadline.is_over() {
                 return Err(Error::refused(

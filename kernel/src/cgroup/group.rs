@@ -27,10 +27,7 @@ pub struct Group {
 impl Group {
     /// Names a group, such as `vsos/web1`; nothing is made.
     pub fn new(hierarchies: &Hierarchies, path: &str) -> Group {
-        Group {
-            hierarchies: hierarchies.clone(),
-            path: PathBuf::from(path.trim_matches('/')),
-        }
+        Group { hierarchies: hierarchies.clone(), path: PathBuf::from(path.trim_matches('/')) }
     }
 
     /// The path below the root of each hierarchy.
@@ -44,8 +41,7 @@ impl Group {
         self.prepare_parent()?;
         let mut made: Vec<PathBuf> = Vec::new();
         for directory in self.directories() {
-            let result =
-                std::fs::create_dir(&directory).during("create cgroup", directory.display());
+            let result = std::fs::create_dir(&directory).during("create cgroup", directory.display());
             let result = result.and_then(|()| {
                 made.push(directory.clone());
                 self.initialise(&directory)
@@ -79,9 +75,7 @@ impl Group {
 
     /// Whether the group is there in any hierarchy.
     pub fn exists(&self) -> bool {
-        self.directories()
-            .iter()
-            .any(|directory| directory.exists())
+        self.directories().iter().any(|directory| directory.exists())
     }
 
     /// Removes the group and the groups below it from every hierarchy. Already gone is fine.
@@ -101,9 +95,7 @@ impl Group {
 
     /// The directory with the files of `controller`, of v1 or v2.
     pub fn directory(&self, controller: Controller) -> Option<PathBuf> {
-        self.hierarchies
-            .root_of(controller)
-            .map(|root| root.join(&self.path))
+        self.hierarchies.root_of(controller).map(|root| root.join(&self.path))
     }
 
     /// The directory in the cgroup2 hierarchy.
@@ -117,9 +109,7 @@ impl Group {
             return Ok(None);
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(&directory, flags, Mode::empty())
-            .map(Some)
-            .during("open cgroup", directory.display())
+        rustix::fs::open(&directory, flags, Mode::empty()).map(Some).during("open cgroup", directory.display())
     }
 
     /// Gives the cgroup2 group to a user, who may then make groups in it and move processes among them
@@ -129,9 +119,7 @@ impl Group {
             return Ok(());
         };
         let listed = read_optional(Path::new("/sys/kernel/cgroup/delegate"))?;
-        let listed = listed
-            .as_deref()
-            .unwrap_or("cgroup.procs\ncgroup.threads\ncgroup.subtree_control");
+        let listed = listed.as_deref().unwrap_or("cgroup.procs\ncgroup.threads\ncgroup.subtree_control");
         let files = listed.lines().map(|name| directory.join(name));
         for path in std::iter::once(directory.clone()).chain(files) {
             match std::os::unix::fs::lchown(&path, Some(uid), Some(gid)) {
@@ -145,24 +133,14 @@ impl Group {
 
     /// The directories of the group, each once: v1 hierarchies first, the unified one last.
     pub(super) fn directories(&self) -> Vec<PathBuf> {
-        let roots = self
-            .hierarchies
-            .v1_roots()
-            .into_iter()
-            .chain(self.hierarchies.unified());
+        let roots = self.hierarchies.v1_roots().into_iter().chain(self.hierarchies.unified());
         roots.map(|root| root.join(&self.path)).collect()
     }
 
     /// The group one level up, `None` for one below the root.
     fn parent(&self) -> Option<Group> {
-        let path = self
-            .path
-            .parent()
-            .filter(|path| !path.as_os_str().is_empty())?;
-        Some(Group {
-            hierarchies: self.hierarchies.clone(),
-            path: path.to_owned(),
-        })
+        let path = self.path.parent().filter(|path| !path.as_os_str().is_empty())?;
+        Some(Group { hierarchies: self.hierarchies.clone(), path: path.to_owned() })
     }
 
     /// On v2 a group has a controller's files only if every ancestor passes that controller on.
@@ -184,15 +162,8 @@ impl Group {
 
     /// A new v1 cpuset has neither processors nor memory nodes and takes no process until it has.
     fn initialise(&self, directory: &Path) -> Result<()> {
-        let is_cpuset = self
-            .hierarchies
-            .v1(Controller::Cpuset)
-            .is_some_and(|root| directory == root.join(&self.path));
-        if is_cpuset {
-            inherit_cpuset(directory)
-        } else {
-            Ok(())
-        }
+        let is_cpuset = self.hierarchies.v1(Controller::Cpuset).is_some_and(|root| directory == root.join(&self.path));
+        if is_cpuset { inherit_cpuset(directory) } else { Ok(()) }
     }
 }
 
@@ -208,25 +179,16 @@ fn enable_controllers(directory: &Path) -> Result<()> {
     let control = directory.join("cgroup.subtree_control");
     let enabled = read(&control)?;
     let missing = missing_controllers(&available, &enabled);
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        write(&control, missing)
-    }
+    if missing.is_empty() { Ok(()) } else { write(&control, missing) }
 }
 
 /// What to write to `cgroup.subtree_control`: `+cpu +memory`.
 fn missing_controllers(available: &str, enabled: &str) -> String {
     let enabled: BTreeSet<&str> = enabled.split_ascii_whitespace().collect();
     let available: BTreeSet<&str> = available.split_ascii_whitespace().collect();
-    let wanted = Controller::UNIFIED
-        .iter()
-        .map(|controller| controller.as_str());
+    let wanted = Controller::UNIFIED.iter().map(|controller| controller.as_str());
     let missing = wanted.filter(|name| available.contains(name) && !enabled.contains(name));
-    missing
-        .map(|name| format!("+{name}"))
-        .collect::<Vec<_>>()
-        .join(" ")
+    missing.map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ")
 }
 
 /// Copies processors and memory nodes of the parent (files with or without prefix, by mount option).
@@ -291,12 +253,7 @@ pub(super) fn children(directory: &Path) -> Result<Vec<PathBuf>> {
 
 /// An error of a facility that this host has in no hierarchy.
 pub(super) fn no_hierarchy(operation: &'static str, group: &Group) -> Error {
-    Error::refused(
-        operation,
-        group.path.display(),
-        io::ErrorKind::Unsupported,
-        "no cgroup hierarchy for it is mounted",
-    )
+    Error::refused(operation, group.path.display(), io::ErrorKind::Unsupported, "no cgroup hierarchy for it is mounted")
 }
 
 #[cfg(test)]
@@ -305,39 +262,21 @@ mod tests {
 
     #[test]
     fn only_what_is_there_and_missing_is_enabled() {
-        assert_eq!(
-            missing_controllers("cpuset cpu io memory hugetlb pids rdma", "memory pids"),
-            "+cpu +cpuset +io"
-        );
+        assert_eq!(missing_controllers("cpuset cpu io memory hugetlb pids rdma", "memory pids"), "+cpu +cpuset +io");
         assert_eq!(missing_controllers("cpu", "cpu"), "");
         assert_eq!(missing_controllers("", ""), "");
     }
 
     #[test]
     fn names_lead_below_every_root_once() {
-        let v1 = [
-            (Controller::Cpu, "/c/cpu"),
-            (Controller::Cpuacct, "/c/cpu"),
-            (Controller::Memory, "/c/memory"),
-        ];
-        let v1 = v1
-            .into_iter()
-            .map(|(controller, path)| (controller, PathBuf::from(path)))
-            .collect();
+        let v1 = [(Controller::Cpu, "/c/cpu"), (Controller::Cpuacct, "/c/cpu"), (Controller::Memory, "/c/memory")];
+        let v1 = v1.into_iter().map(|(controller, path)| (controller, PathBuf::from(path))).collect();
         let hierarchies = Hierarchies::at(Some("/c/unified".into()), v1);
         let group = Group::new(&hierarchies, "/vsos/web1/");
-        let expected: Vec<PathBuf> = [
-            "/c/cpu/vsos/web1",
-            "/c/memory/vsos/web1",
-            "/c/unified/vsos/web1",
-        ]
-        .map(PathBuf::from)
-        .into();
+        let expected: Vec<PathBuf> =
+            ["/c/cpu/vsos/web1", "/c/memory/vsos/web1", "/c/unified/vsos/web1"].map(PathBuf::from).into();
         assert_eq!(group.directories(), expected);
-        assert_eq!(
-            group.directory(Controller::Pids),
-            Some("/c/unified/vsos/web1".into())
-        );
+        assert_eq!(group.directory(Controller::Pids), Some("/c/unified/vsos/web1".into()));
         assert_eq!(group.parent().unwrap().path(), Path::new("vsos"));
         assert!(group.parent().unwrap().parent().is_none());
     }

@@ -46,13 +46,8 @@ impl Controller {
     ];
 
     /// Those that a unified hierarchy must be told to enable.
-    pub(super) const UNIFIED: [Controller; 5] = [
-        Controller::Cpu,
-        Controller::Cpuset,
-        Controller::Io,
-        Controller::Memory,
-        Controller::Pids,
-    ];
+    pub(super) const UNIFIED: [Controller; 5] =
+        [Controller::Cpu, Controller::Cpuset, Controller::Io, Controller::Memory, Controller::Pids];
 
     /// The kernel's name.
     pub fn as_str(self) -> &'static str {
@@ -87,9 +82,7 @@ impl Hierarchies {
     /// Those the caller sees (/proc/self/mountinfo).
     pub fn detect() -> Result<Self> {
         let path = "/proc/self/mountinfo";
-        Ok(Self::from_mountinfo(
-            &std::fs::read_to_string(path).during("read", path)?,
-        ))
+        Ok(Self::from_mountinfo(&std::fs::read_to_string(path).during("read", path)?))
     }
 
     /// Those that a mountinfo text names. Where one is mounted twice the whole one, and of those the first, counts.
@@ -101,9 +94,7 @@ impl Hierarchies {
         for mount in &mounts {
             match mount.kind.as_str() {
                 "cgroup2" => {
-                    found
-                        .unified
-                        .get_or_insert_with(|| mount.mount_point.clone());
+                    found.unified.get_or_insert_with(|| mount.mount_point.clone());
                 }
                 "cgroup" => found.add_v1(mount),
                 _ => {}
@@ -119,13 +110,8 @@ impl Hierarchies {
 
     fn add_v1(&mut self, mount: &MountInfo) {
         for option in mount.super_options.split(',') {
-            if let Some(controller) = Controller::ALL
-                .into_iter()
-                .find(|controller| controller.as_str() == option)
-            {
-                self.v1
-                    .entry(controller)
-                    .or_insert_with(|| mount.mount_point.clone());
+            if let Some(controller) = Controller::ALL.into_iter().find(|controller| controller.as_str() == option) {
+                self.v1.entry(controller).or_insert_with(|| mount.mount_point.clone());
             }
         }
     }
@@ -159,15 +145,12 @@ impl Hierarchies {
             Controller::Io => Some(Controller::Blkio),
             _ => None,
         };
-        self.v1(controller)
-            .or_else(|| other_name.and_then(|name| self.v1(name)))
-            .or_else(|| self.unified())
+        self.v1(controller).or_else(|| other_name.and_then(|name| self.v1(name))).or_else(|| self.unified())
     }
 
     /// Whether `controller` is driven by v1 files.
     pub(super) fn is_v1(&self, controller: Controller) -> bool {
-        self.root_of(controller)
-            .is_some_and(|root| Some(root) != self.unified())
+        self.root_of(controller).is_some_and(|root| Some(root) != self.unified())
     }
 }
 
@@ -204,33 +187,16 @@ mod tests {
         assert!(!found.is_pure_v2());
         assert_eq!(found.v1(Controller::Cpu), found.v1(Controller::Cpuacct));
         assert_eq!(found.v1_roots().len(), 3);
-        assert!(
-            !found
-                .v1_roots()
-                .contains(&Path::new("/sys/fs/cgroup/systemd"))
-        );
-        assert_eq!(
-            found.root_of(Controller::Io),
-            Some(Path::new("/sys/fs/cgroup/blkio"))
-        );
-        assert_eq!(
-            found.root_of(Controller::Pids),
-            Some(Path::new("/sys/fs/cgroup/unified"))
-        );
+        assert!(!found.v1_roots().contains(&Path::new("/sys/fs/cgroup/systemd")));
+        assert_eq!(found.root_of(Controller::Io), Some(Path::new("/sys/fs/cgroup/blkio")));
+        assert_eq!(found.root_of(Controller::Pids), Some(Path::new("/sys/fs/cgroup/unified")));
         assert!(found.is_v1(Controller::Memory) && !found.is_v1(Controller::Pids));
     }
 
     #[test]
     fn a_part_of_a_hierarchy_does_not_hide_the_whole() {
-        let turned: String = HYBRID
-            .lines()
-            .rev()
-            .map(|line| format!("{line}\n"))
-            .collect();
+        let turned: String = HYBRID.lines().rev().map(|line| format!("{line}\n")).collect();
         let found = Hierarchies::from_mountinfo(&turned);
-        assert_eq!(
-            found.v1(Controller::Memory),
-            Some(Path::new("/sys/fs/cgroup/memory"))
-        );
+        assert_eq!(found.v1(Controller::Memory), Some(Path::new("/sys/fs/cgroup/memory")));
     }
 }

@@ -28,11 +28,7 @@ pub(super) fn write(path: &Path, value: impl AsRef<[u8]>) -> Result<()> {
     let open = std::fs::OpenOptions::new().write(true).open(path);
     let mut file = open.during("open", path.display())?;
     file.write_all(value).map_err(|source| {
-        Error::new(
-            "write",
-            format_args!("'{}' to {}", String::from_utf8_lossy(value), path.display()),
-            source,
-        )
+        Error::new("write", format_args!("'{}' to {}", String::from_utf8_lossy(value), path.display()), source)
     })
 }
 
@@ -57,9 +53,7 @@ pub(super) fn read_number(path: &Path) -> Result<Option<u64>> {
 
 /// The value behind `key` in a file of `key value` lines.
 pub(super) fn value_of(text: &str, key: &str) -> Option<u64> {
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;
     line.trim().parse().ok()
 }
 

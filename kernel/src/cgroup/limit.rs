@@ -22,16 +22,12 @@ impl Group {
     /// v1 counts memory and swap together, so there swap has a limit only if memory has one. EBUSY: more is in use and
     /// could not be reclaimed. A kernel without swap accounting: said once in the log, memory is limited all the same.
     pub fn set_memory(&self, bytes: Option<u64>, swap_bytes: Option<u64>) -> Result<()> {
-        let directory = self
-            .directory(Controller::Memory)
-            .ok_or_else(|| no_hierarchy("limit memory of", self))?;
+        let directory = self.directory(Controller::Memory).ok_or_else(|| no_hierarchy("limit memory of", self))?;
         if self.hierarchies.is_v1(Controller::Memory) {
             return set_memory_v1(&directory, bytes, swap_bytes);
         }
         write(&directory.join("memory.max"), or_max(bytes))?;
-        if !write_optional(&directory.join("memory.swap.max"), or_max(swap_bytes))?
-            && swap_bytes.is_some()
-        {
+        if !write_optional(&directory.join("memory.swap.max"), or_max(swap_bytes))? && swap_bytes.is_some() {
             warn_no_swap_accounting();
         }
         Ok(())
@@ -39,31 +35,18 @@ impl Group {
 
     /// Limits processor time to that of `cpus` processors (0.5 is half of one); `None` is no limit.
     pub fn set_cpus(&self, cpus: Option<f64>) -> Result<()> {
-        let directory = self
-            .directory(Controller::Cpu)
-            .ok_or_else(|| no_hierarchy("limit processors of", self))?;
+        let directory = self.directory(Controller::Cpu).ok_or_else(|| no_hierarchy("limit processors of", self))?;
         let quota = cpus.map(quota_usec).transpose()?;
         if self.hierarchies.is_v1(Controller::Cpu) {
-            write(
-                &directory.join("cpu.cfs_period_us"),
-                PERIOD_USEC.to_string(),
-            )?;
-            return write(
-                &directory.join("cpu.cfs_quota_us"),
-                quota.map_or("-1".to_owned(), |usec| usec.to_string()),
-            );
+            write(&directory.join("cpu.cfs_period_us"), PERIOD_USEC.to_string())?;
+            return write(&directory.join("cpu.cfs_quota_us"), quota.map_or("-1".to_owned(), |usec| usec.to_string()));
         }
-        write(
-            &directory.join("cpu.max"),
-            format!("{} {PERIOD_USEC}", or_max(quota)),
-        )
+        write(&directory.join("cpu.max"), format!("{} {PERIOD_USEC}", or_max(quota)))
     }
 
     /// Limits the group to the processors of `set`; `None` gives it those of its parent.
     pub fn set_cpuset(&self, set: Option<&CpuSet>) -> Result<()> {
-        let directory = self
-            .directory(Controller::Cpuset)
-            .ok_or_else(|| no_hierarchy("limit processors of", self))?;
+        let directory = self.directory(Controller::Cpuset).ok_or_else(|| no_hierarchy("limit processors of", self))?;
         match set {
             Some(set) => write(&directory.join("cpuset.cpus"), set.to_string()),
             None if self.hierarchies.is_v1(Controller::Cpuset) => inherit_cpuset(&directory),
@@ -74,9 +57,7 @@ impl Group {
 
     /// Limits the number of tasks; `None` is no limit.
     pub fn set_pids(&self, max: Option<u64>) -> Result<()> {
-        let directory = self
-            .directory(Controller::Pids)
-            .ok_or_else(|| no_hierarchy("limit tasks of", self))?;
+        let directory = self.directory(Controller::Pids).ok_or_else(|| no_hierarchy("limit tasks of", self))?;
         write(&directory.join("pids.max"), or_max(max))
     }
 }
@@ -89,12 +70,7 @@ fn or_max(value: Option<u64>) -> String {
 fn quota_usec(cpus: f64) -> Result<u64> {
     if !cpus.is_finite() || cpus <= 0.0 || cpus > 65_536.0 {
         let why = "a number of processors is above 0";
-        return Err(Error::refused(
-            "limit processors to",
-            cpus,
-            io::ErrorKind::InvalidInput,
-            why,
-        ));
+        return Err(Error::refused("limit processors to", cpus, io::ErrorKind::InvalidInput, why));
     }
     Ok(((cpus * PERIOD_USEC as f64).round() as u64).max(QUOTA_USEC_MIN))
 }

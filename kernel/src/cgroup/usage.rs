@@ -83,9 +83,7 @@ impl Group {
             read_cpu_stat(&stat, usage);
         }
         match self.directory(Controller::Cpuacct) {
-            Some(directory) if self.hierarchies.is_v1(Controller::Cpuacct) => {
-                read_cpuacct(&directory, usage)
-            }
+            Some(directory) if self.hierarchies.is_v1(Controller::Cpuacct) => read_cpuacct(&directory, usage),
             _ => Ok(()),
         }
     }
@@ -112,9 +110,7 @@ fn read_memory_v1(directory: &Path, usage: &mut Usage) -> Result<()> {
     usage.memory_bytes = read_number(&directory.join("memory.usage_in_bytes"))?.unwrap_or(0);
     usage.memory_limit_bytes = limit("memory.limit_in_bytes")?;
     let both = limit("memory.memsw.limit_in_bytes")?;
-    usage.swap_limit_bytes = both
-        .zip(usage.memory_limit_bytes)
-        .map(|(both, memory)| both.saturating_sub(memory));
+    usage.swap_limit_bytes = both.zip(usage.memory_limit_bytes).map(|(both, memory)| both.saturating_sub(memory));
     let stat = read_optional(&directory.join("memory.stat"))?.unwrap_or_default();
     usage.swap_bytes = value_of(&stat, "total_swap").unwrap_or(0);
     Ok(())
@@ -129,9 +125,7 @@ fn read_cpu_stat(stat: &str, usage: &mut Usage) {
 
 /// Nanoseconds; `cpuacct.stat` would have ticks of 10 ms.
 fn read_cpuacct(directory: &Path, usage: &mut Usage) -> Result<()> {
-    let usec = |file: &str| -> Result<u64> {
-        Ok(read_number(&directory.join(file))?.unwrap_or(0) / 1_000)
-    };
+    let usec = |file: &str| -> Result<u64> { Ok(read_number(&directory.join(file))?.unwrap_or(0) / 1_000) };
     usage.cpu_usec = usec("cpuacct.usage")?;
     usage.cpu_user_usec = usec("cpuacct.usage_user")?;
     usage.cpu_system_usec = usec("cpuacct.usage_sys")?;
@@ -144,11 +138,7 @@ fn parse_blkio(text: &str) -> (u64, u64) {
         let lines = text.lines().filter_map(|line| {
             let mut fields = line.split_ascii_whitespace();
             let (_device, found, bytes) = (fields.next()?, fields.next()?, fields.next()?);
-            if found == kind {
-                bytes.parse::<u64>().ok()
-            } else {
-                None
-            }
+            if found == kind { bytes.parse::<u64>().ok() } else { None }
         });
         lines.sum()
     };
@@ -159,9 +149,7 @@ fn parse_blkio(text: &str) -> (u64, u64) {
 fn parse_io_stat(text: &str) -> (u64, u64) {
     let sum = |key: &str| {
         let words = text.split_ascii_whitespace();
-        words
-            .filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok())
-            .sum()
+        words.filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok()).sum()
     };
     (sum("rbytes="), sum("wbytes="))
 }
@@ -203,10 +191,7 @@ mod tests {
             ("pids.current", "3\n"),
             ("pids.max", "100\n"),
         ]);
-        let group = Group::new(
-            &Hierarchies::at(Some(root.path().into()), Default::default()),
-            "g",
-        );
+        let group = Group::new(&Hierarchies::at(Some(root.path().into()), Default::default()), "g");
         let expected = Usage {
             memory_bytes: 1000,
             swap_bytes: 5,
@@ -228,24 +213,15 @@ mod tests {
             ("memory.usage_in_bytes", "1000\n"),
             ("memory.limit_in_bytes", "4096\n"),
             ("memory.memsw.limit_in_bytes", "6144\n"),
-            (
-                "memory.stat",
-                "cache 1\nswap 2\ntotal_cache 1\ntotal_swap 9\n",
-            ),
+            ("memory.stat", "cache 1\nswap 2\ntotal_cache 1\ntotal_swap 9\n"),
             ("cpuacct.usage", "30000\n"),
             ("cpuacct.usage_user", "20000\n"),
             ("cpuacct.usage_sys", "10000\n"),
-            (
-                "cpu.stat",
-                "nr_periods 1\nnr_throttled 1\nthrottled_time 7000\n",
-            ),
+            ("cpu.stat", "nr_periods 1\nnr_throttled 1\nthrottled_time 7000\n"),
             ("pids.current", "3\n"),
             ("pids.max", "max\n"),
         ]);
-        let v1 = Controller::ALL
-            .into_iter()
-            .map(|controller| (controller, root.path().to_owned()))
-            .collect();
+        let v1 = Controller::ALL.into_iter().map(|controller| (controller, root.path().to_owned())).collect();
         let group = Group::new(&Hierarchies::at(None, v1), "g");
         let expected = Usage {
             memory_bytes: 1000,
@@ -268,13 +244,8 @@ mod tests {
             ("memory.limit_in_bytes", "9223372036854771712\n"),
             ("memory.memsw.limit_in_bytes", "9223372036854771712\n"),
         ]);
-        let v1 = [(Controller::Memory, root.path().to_owned())]
-            .into_iter()
-            .collect();
+        let v1 = [(Controller::Memory, root.path().to_owned())].into_iter().collect();
         let usage = Group::new(&Hierarchies::at(None, v1), "g").usage().unwrap();
-        assert_eq!(
-            (usage.memory_limit_bytes, usage.swap_limit_bytes),
-            (None, None)
-        );
+        assert_eq!((usage.memory_limit_bytes, usage.swap_limit_bytes), (None, None));
     }
 }

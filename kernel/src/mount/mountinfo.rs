@@ -70,14 +70,10 @@ fn unescape(text: &str) -> OsString {
     let mut plain = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let octal = bytes
-            .get(at + 1..at + 4)
-            .filter(|digits| digits.iter().all(|digit| (b'0'..=b'7').contains(digit)));
+        let octal = bytes.get(at + 1..at + 4).filter(|digits| digits.iter().all(|digit| (b'0'..=b'7').contains(digit)));
         match (bytes[at], octal) {
             (b'\\', Some(digits)) => {
-                let value = digits
-                    .iter()
-                    .fold(0_u32, |value, digit| value * 8 + u32::from(digit - b'0'));
+                let value = digits.iter().fold(0_u32, |value, digit| value * 8 + u32::from(digit - b'0'));
                 plain.push(value as u8);
                 at += 4;
             }
@@ -101,28 +97,22 @@ mod tests {
         let mounts = parse_mountinfo(text);
         assert_eq!(mounts.len(), 1);
         let mount = &mounts[0];
-        assert_eq!(
-            (mount.id, mount.parent_id, mount.major, mount.minor),
-            (36, 35, 98, 0)
-        );
+        assert_eq!((mount.id, mount.parent_id, mount.major, mount.minor), (36, 35, 98, 0));
         assert_eq!(
             (mount.root.as_path(), mount.mount_point.as_path()),
             (Path::new("/mnt 1"), Path::new("/mnt/two\ttabs"))
         );
         assert_eq!(mount.propagation, ["shared:7", "master:1"]);
         assert_eq!(
-            (
-                mount.kind.as_str(),
-                mount.source.as_str(),
-                mount.super_options.as_str()
-            ),
+            (mount.kind.as_str(), mount.source.as_str(), mount.super_options.as_str()),
             ("ext3", "/dev/root", "rw,errors=continue")
         );
     }
 
     #[test]
     fn a_private_mount_has_no_propagation_and_broken_lines_are_left_out() {
-        let text = "22 1 0:21 / /proc rw,relatime - proc proc rw\nnot a mount line\n\n23 1 0:22 / /x\\y rw - tmpfs  rw\n";
+        let text =
+            "22 1 0:21 / /proc rw,relatime - proc proc rw\nnot a mount line\n\n23 1 0:22 / /x\\y rw - tmpfs  rw\n";
         let mounts = parse_mountinfo(text);
         assert_eq!(mounts.len(), 2);
         assert!(mounts[0].propagation.is_empty());

@@ -40,20 +40,13 @@ impl Tree {
 
     /// A new mount of what is at `path`, with copies of the mounts below it.
     pub fn clone_recursive(path: &Path) -> Result<Tree> {
-        Self::open(
-            path,
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE,
-        )
+        Self::open(path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE)
     }
 
     /// A new mount of what `descriptor` names, for example a directory that was opened below an untrusted root.
     pub fn clone_of_descriptor(descriptor: BorrowedFd<'_>) -> Result<Tree> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH;
-        rustix::mount::open_tree(descriptor, "", flags)
-            .map(Tree)
-            .during("clone mount of", "open descriptor")
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        rustix::mount::open_tree(descriptor, "", flags).map(Tree).during("clone mount of", "open descriptor")
     }
 
     /// Not a clone: the attached mount at `path` itself, for changing its attributes.
@@ -82,45 +75,28 @@ impl Tree {
 
     /// Adds attributes; none is taken away. With `recursive` to the mounts below it too, all or nothing.
     pub fn set_attributes(&self, set: Attributes, recursive: bool) -> Result<()> {
-        let attributes = libc::mount_attr {
-            attr_set: u64::from(set.bits()),
-            attr_clr: 0,
-            propagation: 0,
-            userns_fd: 0,
-        };
+        let attributes =
+            libc::mount_attr { attr_set: u64::from(set.bits()), attr_clr: 0, propagation: 0, userns_fd: 0 };
         sys::mount_setattr(self.0.as_fd(), recursive, &attributes)
             .during("set attributes of mount", format_args!("{set:?}"))
     }
 
     /// Makes this mount (and with `recursive` those below it) private before it is attached.
     pub fn set_private(&self, recursive: bool) -> Result<()> {
-        let attributes = libc::mount_attr {
-            attr_set: 0,
-            attr_clr: 0,
-            propagation: libc::MS_PRIVATE,
-            userns_fd: 0,
-        };
+        let attributes = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
         sys::mount_setattr(self.0.as_fd(), recursive, &attributes).during("make private", "mount")
     }
 
     /// Shows the mount at `target`, which must be there; a final symbolic link is not followed.
     pub fn attach(&self, target: &Path) -> Result<()> {
-        rustix::mount::move_mount(
-            &self.0,
-            "",
-            CWD,
-            target,
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-        )
-        .during("attach mount at", target.display())
+        rustix::mount::move_mount(&self.0, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .during("attach mount at", target.display())
     }
 
     /// Shows the mount over what `target` names: for places that were opened with care (see `file::open_beneath`).
     pub fn attach_over(&self, target: BorrowedFd<'_>) -> Result<()> {
-        let flags =
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        rustix::mount::move_mount(&self.0, "", target, "", flags)
-            .during("attach mount over", "open descriptor")
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        rustix::mount::move_mount(&self.0, "", target, "", flags).during("attach mount over", "open descriptor")
     }
 }
 

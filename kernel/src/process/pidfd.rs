@@ -21,9 +21,7 @@ impl PidFd {
     /// Opens process `pid`. ESRCH: there is none. Compare `start_time` after opening when the pid was read from a file.
     pub fn open(pid: i32) -> Result<PidFd> {
         let process = to_pid(pid, "open")?;
-        rustix::process::pidfd_open(process, PidfdFlags::empty())
-            .map(PidFd)
-            .during("open", format_args!("pid {pid}"))
+        rustix::process::pidfd_open(process, PidfdFlags::empty()).map(PidFd).during("open", format_args!("pid {pid}"))
     }
 
     /// Sends a signal, real-time ones included. ESRCH: the process has ended.
@@ -72,14 +70,7 @@ impl PidFd {
         match sys::pidfd_exit_code(self.0.as_fd()) {
             Ok(code) => Ok(code.map(ExitStatus::from_raw)),
             // ENOTTY and EINVAL: the kernel is too old. ESRCH: it is old enough to forget those who were reaped.
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::ENOTTY | libc::EINVAL | libc::ESRCH)
-                ) =>
-            {
-                Ok(None)
-            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL | libc::ESRCH)) => Ok(None),
             Err(error) => Err(error).during("read status of", "process"),
         }
     }

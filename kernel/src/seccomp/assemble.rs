@@ -42,24 +42,13 @@ pub(super) enum Verdict {
     /// It fails with this errno.
     Fail(i32),
     /// It fails with `errno` when the low half of argument `argument` has one of `bits`.
-    FailOnBits {
-        argument: u32,
-        bits: u32,
-        errno: i32,
-    },
+    FailOnBits { argument: u32, bits: u32, errno: i32 },
     /// It fails with `errno` when the low half of argument `argument` is `value`.
-    FailOnValue {
-        argument: u32,
-        value: u32,
-        errno: i32,
-    },
+    FailOnValue { argument: u32, value: u32, errno: i32 },
 }
 
 /// A program from the tables of both architectures. The tables need not be sorted; a number counts once, the first time.
-pub(super) fn assemble(
-    x86_64: &[(u32, Verdict)],
-    i386: &[(u32, Verdict)],
-) -> Vec<ClassicInstruction> {
+pub(super) fn assemble(x86_64: &[(u32, Verdict)], i386: &[(u32, Verdict)]) -> Vec<ClassicInstruction> {
     // x32 shares the table: its bit is taken off first. A native call of 512 or more does not exist, so what is said about
     // those numbers says nothing about x86_64. (It holds for -1, too, that a tracer writes to skip a call: not in the table.)
     let mut native = vec![load(NUMBER_AT), step(AND, !X32_BIT)];
@@ -90,17 +79,13 @@ fn tree(table: &[(u32, Verdict)]) -> Vec<ClassicInstruction> {
     // Three comparisons in a row cost what two more levels would.
     const LEAF: usize = 3;
     if table.len() <= LEAF {
-        let mut code: Vec<_> = table
-            .iter()
-            .flat_map(|(number, verdict)| leaf(*number, *verdict))
-            .collect();
+        let mut code: Vec<_> = table.iter().flat_map(|(number, verdict)| leaf(*number, *verdict)).collect();
         code.push(step(RETURN, ALLOW));
         return code;
     }
     let (low, high) = table.split_at(table.len() / 2);
     let low_code = tree(low);
-    let distance =
-        u8::try_from(low_code.len()).expect("the tables are short: a test compiles every profile");
+    let distance = u8::try_from(low_code.len()).expect("the tables are short: a test compiles every profile");
     let mut code = vec![test(IF_AT_LEAST, high[0].0, distance, 0)];
     code.extend(low_code);
     code.extend(tree(high));
@@ -112,16 +97,12 @@ fn leaf(number: u32, verdict: Verdict) -> Vec<ClassicInstruction> {
     let fail = |errno: i32| step(RETURN, ERRNO | errno as u32);
     let body = match verdict {
         Verdict::Fail(errno) => vec![fail(errno)],
-        Verdict::FailOnBits {
-            argument,
-            bits,
-            errno,
-        } => on_argument(argument, test(IF_ANY_BIT, bits, 0, 1), fail(errno)),
-        Verdict::FailOnValue {
-            argument,
-            value,
-            errno,
-        } => on_argument(argument, test(IF_EQUAL, value, 0, 1), fail(errno)),
+        Verdict::FailOnBits { argument, bits, errno } => {
+            on_argument(argument, test(IF_ANY_BIT, bits, 0, 1), fail(errno))
+        }
+        Verdict::FailOnValue { argument, value, errno } => {
+            on_argument(argument, test(IF_EQUAL, value, 0, 1), fail(errno))
+        }
     };
     let mut code = vec![test(IF_EQUAL, number, 0, body.len() as u8)];
     code.extend(body);
@@ -129,17 +110,8 @@ fn leaf(number: u32, verdict: Verdict) -> Vec<ClassicInstruction> {
 }
 
 /// Little-endian: the low half of an argument comes first. The calls in question take 32 bits of it (or refuse the rest).
-fn on_argument(
-    argument: u32,
-    condition: ClassicInstruction,
-    fail: ClassicInstruction,
-) -> Vec<ClassicInstruction> {
-    vec![
-        load(ARGUMENTS_AT + 8 * argument),
-        condition,
-        fail,
-        step(RETURN, ALLOW),
-    ]
+fn on_argument(argument: u32, condition: ClassicInstruction, fail: ClassicInstruction) -> Vec<ClassicInstruction> {
+    vec![load(ARGUMENTS_AT + 8 * argument), condition, fail, step(RETURN, ALLOW)]
 }
 
 fn load(offset: u32) -> ClassicInstruction {
@@ -147,33 +119,18 @@ fn load(offset: u32) -> ClassicInstruction {
 }
 
 fn step(code: u16, operand: u32) -> ClassicInstruction {
-    ClassicInstruction {
-        code,
-        jump_true: 0,
-        jump_false: 0,
-        operand,
-    }
+    ClassicInstruction { code, jump_true: 0, jump_false: 0, operand }
 }
 
 fn test(code: u16, operand: u32, jump_true: u8, jump_false: u8) -> ClassicInstruction {
-    ClassicInstruction {
-        code,
-        jump_true,
-        jump_false,
-        operand,
-    }
+    ClassicInstruction { code, jump_true, jump_false, operand }
 }
 
 /// The program as text, one instruction a line; jumps name the line they lead to.
 pub(super) fn dump(program: &[ClassicInstruction]) -> String {
     let mut text = String::new();
     for (at, instruction) in program.iter().enumerate() {
-        let ClassicInstruction {
-            code,
-            jump_true,
-            jump_false,
-            operand,
-        } = *instruction;
+        let ClassicInstruction { code, jump_true, jump_false, operand } = *instruction;
         let yes = at + 1 + usize::from(jump_true);
         let no = at + 1 + usize::from(jump_false);
         let line = match code {
@@ -200,20 +157,8 @@ mod tests {
 
     #[test]
     fn a_small_program() {
-        let program = assemble(
-            &[
-                (9, Verdict::Fail(1)),
-                (
-                    4,
-                    Verdict::FailOnBits {
-                        argument: 1,
-                        bits: 0x30,
-                        errno: 2,
-                    },
-                ),
-            ],
-            &[],
-        );
+        let program =
+            assemble(&[(9, Verdict::Fail(1)), (4, Verdict::FailOnBits { argument: 1, bits: 0x30, errno: 2 })], &[]);
         let expected = "\
 000: load [4]
 001: if == 0xc000003e goto 3 else 2

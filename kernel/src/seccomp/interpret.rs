@@ -17,11 +17,7 @@ impl Call {
             4 => self.architecture,
             16..64 => {
                 let argument = self.arguments[(offset as usize - 16) / 8];
-                if offset % 8 == 0 {
-                    argument as u32
-                } else {
-                    (argument >> 32) as u32
-                }
+                if offset % 8 == 0 { argument as u32 } else { (argument >> 32) as u32 }
             }
             _ => panic!("no filter of ours reads offset {offset}"),
         }
@@ -33,12 +29,7 @@ pub(super) fn run(program: &[ClassicInstruction], call: &Call) -> (u32, usize) {
     let mut accumulator = 0;
     let mut at = 0;
     for steps in 1.. {
-        let ClassicInstruction {
-            code,
-            jump_true,
-            jump_false,
-            operand,
-        } = program[at];
+        let ClassicInstruction { code, jump_true, jump_false, operand } = program[at];
         at += 1;
         let holds = match code {
             LOAD => {

@@ -63,11 +63,8 @@ const WIDE: &[(&str, Numbers)] = &[
 
 /// Keys are not namespaced by user namespace alone, and count against quotas of the host. ENOSYS, not EPERM: programs then
 /// take it for a kernel without keys, which they know (systemd and PAM go on without).
-const KEYS: &[(&str, Numbers)] = &[
-    ("add_key", both(248, 286)),
-    ("request_key", both(249, 287)),
-    ("keyctl", both(250, 288)),
-];
+const KEYS: &[(&str, Numbers)] =
+    &[("add_key", both(248, 286)), ("request_key", both(249, 287)), ("keyctl", both(250, 288))];
 
 const BPF: Numbers = both(321, 357);
 const IO_URING_SETUP: Numbers = both(425, 425);
@@ -82,11 +79,8 @@ const IOCTL_X32: Numbers = (Some(514), None);
 const TIOCSTI: u32 = 0x5412;
 
 /// Namespaces that cannot be restored when they are nested (mount and net can).
-const NESTED: u32 = (libc::CLONE_NEWUTS
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWUSER
-    | libc::CLONE_NEWCGROUP) as u32;
+const NESTED: u32 =
+    (libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWPID | libc::CLONE_NEWUSER | libc::CLONE_NEWCGROUP) as u32;
 
 /// A compiled filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,17 +92,9 @@ impl Filter {
     /// Compiles the filter of a profile; pure.
     pub fn compile(profile: &Profile) -> Filter {
         let rules = rules(profile);
-        let x86_64: Vec<_> = rules
-            .iter()
-            .filter_map(|((number, _), verdict)| Some(((*number)?, *verdict)))
-            .collect();
-        let i386: Vec<_> = rules
-            .iter()
-            .filter_map(|((_, number), verdict)| Some(((*number)?, *verdict)))
-            .collect();
-        Filter {
-            program: assemble(&x86_64, &i386),
-        }
+        let x86_64: Vec<_> = rules.iter().filter_map(|((number, _), verdict)| Some(((*number)?, *verdict))).collect();
+        let i386: Vec<_> = rules.iter().filter_map(|((_, number), verdict)| Some(((*number)?, *verdict))).collect();
+        Filter { program: assemble(&x86_64, &i386) }
     }
 
     /// Puts the filter on the calling thread and all it will make, for ever. EACCES: without `CAP_SYS_ADMIN` in the
@@ -116,10 +102,8 @@ impl Filter {
     ///
     /// Join a new session keyring before: after it keyctl(2) does not exist.
     pub fn install(&self) -> Result<()> {
-        sys::seccomp_set_filter(&self.program, 0).during(
-            "install",
-            format_args!("seccomp filter of {} instructions", self.program.len()),
-        )
+        sys::seccomp_set_filter(&self.program, 0)
+            .during("install", format_args!("seccomp filter of {} instructions", self.program.len()))
     }
 }
 
@@ -133,16 +117,10 @@ impl fmt::Display for Filter {
 fn rules(profile: &Profile) -> Vec<(Numbers, Verdict)> {
     let mut rules: Vec<(Numbers, Verdict)> = Vec::with_capacity(48);
     let refuse = |list: &[(&str, Numbers)], errno: i32| -> Vec<(Numbers, Verdict)> {
-        list.iter()
-            .map(|(_, numbers)| (*numbers, Verdict::Fail(errno)))
-            .collect()
+        list.iter().map(|(_, numbers)| (*numbers, Verdict::Fail(errno))).collect()
     };
     rules.extend(refuse(HOST, libc::EPERM));
-    let inject = Verdict::FailOnValue {
-        argument: 1,
-        value: TIOCSTI,
-        errno: libc::EPERM,
-    };
+    let inject = Verdict::FailOnValue { argument: 1, value: TIOCSTI, errno: libc::EPERM };
     rules.extend([(IOCTL, inject), (IOCTL_X32, inject)]);
     if !profile.privileged {
         rules.extend(refuse(WIDE, libc::EPERM));
@@ -156,11 +134,7 @@ fn rules(profile: &Profile) -> Vec<(Numbers, Verdict)> {
 
 /// What CRIU cannot save; systemd and its services go on without all of it.
 fn migratable_rules() -> [(Numbers, Verdict); 5] {
-    let nested = |bits| Verdict::FailOnBits {
-        argument: 0,
-        bits,
-        errno: libc::EPERM,
-    };
+    let nested = |bits| Verdict::FailOnBits { argument: 0, bits, errno: libc::EPERM };
     [
         // The bit of CLONE_NEWTIME lies in clone's exit signal, so only unshare(2) can ask for a time namespace.
         (CLONE, nested(NESTED)),
@@ -178,44 +152,15 @@ mod tests {
     use crate::seccomp::assemble::{ALLOW, ERRNO, I386, X32_BIT, X86_64};
     use crate::seccomp::interpret::{Call, run};
 
-    const PLAIN: Profile = Profile {
-        migratable: false,
-        privileged: false,
-    };
-    const MIGRATABLE: Profile = Profile {
-        migratable: true,
-        privileged: false,
-    };
-    const PRIVILEGED: Profile = Profile {
-        migratable: false,
-        privileged: true,
-    };
-    const ALL: [Profile; 4] = [
-        PLAIN,
-        MIGRATABLE,
-        PRIVILEGED,
-        Profile {
-            migratable: true,
-            privileged: true,
-        },
-    ];
+    const PLAIN: Profile = Profile { migratable: false, privileged: false };
+    const MIGRATABLE: Profile = Profile { migratable: true, privileged: false };
+    const PRIVILEGED: Profile = Profile { migratable: false, privileged: true };
+    const ALL: [Profile; 4] = [PLAIN, MIGRATABLE, PRIVILEGED, Profile { migratable: true, privileged: true }];
 
     /// `allow` or the errno, and the number of steps.
-    fn ask(
-        profile: Profile,
-        architecture: u32,
-        number: u32,
-        arguments: [u64; 2],
-    ) -> (Option<i32>, usize) {
+    fn ask(profile: Profile, architecture: u32, number: u32, arguments: [u64; 2]) -> (Option<i32>, usize) {
         let arguments = [arguments[0], arguments[1], 0, 0, 0, 0];
-        let (answer, steps) = run(
-            &Filter::compile(&profile).program,
-            &Call {
-                architecture,
-                number,
-                arguments,
-            },
-        );
+        let (answer, steps) = run(&Filter::compile(&profile).program, &Call { architecture, number, arguments });
         let errno = match answer {
             ALLOW => None,
             other => {
@@ -234,17 +179,11 @@ mod tests {
     fn what_harms_the_host_is_refused_on_every_abi_in_every_profile() {
         for profile in ALL {
             for (name, (native, foreign)) in HOST {
-                for (architecture, number) in [
-                    (X86_64, *native),
-                    (X86_64, native.map(|number| number | X32_BIT)),
-                    (I386, *foreign),
-                ] {
+                for (architecture, number) in
+                    [(X86_64, *native), (X86_64, native.map(|number| number | X32_BIT)), (I386, *foreign)]
+                {
                     let Some(number) = number else { continue };
-                    assert_eq!(
-                        answer(profile, architecture, number),
-                        Some(libc::EPERM),
-                        "{name} {profile:?}"
-                    );
+                    assert_eq!(answer(profile, architecture, number), Some(libc::EPERM), "{name} {profile:?}");
                 }
             }
         }
@@ -255,19 +194,13 @@ mod tests {
         let rules = rules(&PLAIN);
         for number in 0..600 {
             let native_known = rules.iter().any(|((native, _), _)| *native == Some(number));
-            let foreign_known = rules
-                .iter()
-                .any(|((_, foreign), _)| *foreign == Some(number));
+            let foreign_known = rules.iter().any(|((_, foreign), _)| *foreign == Some(number));
             assert_eq!(
                 answer(PLAIN, X86_64, number).is_none(),
                 !native_known || number == 16 || number == 514,
                 "{number}"
             );
-            assert_eq!(
-                answer(PLAIN, I386, number).is_none(),
-                !foreign_known || number == 54,
-                "{number}"
-            );
+            assert_eq!(answer(PLAIN, I386, number).is_none(), !foreign_known || number == 54, "{number}");
         }
         // What a tracer writes to skip a call.
         assert_eq!(answer(PLAIN, X86_64, u32::MAX), None);
@@ -300,60 +233,26 @@ mod tests {
             let ioctl = |request| ask(PRIVILEGED, architecture, number, [0, request]).0;
             assert_eq!(ioctl(u64::from(TIOCSTI)), Some(libc::EPERM));
             // The kernel looks at 32 bits; a filter must not look at more.
-            assert_eq!(
-                ioctl(0xdead_0000_0000 | u64::from(TIOCSTI)),
-                Some(libc::EPERM)
-            );
+            assert_eq!(ioctl(0xdead_0000_0000 | u64::from(TIOCSTI)), Some(libc::EPERM));
             assert_eq!(ioctl(0x5413), None);
         }
     }
 
     #[test]
     fn migratable_servers_nest_mount_and_net_namespaces_only() {
-        let refused = [
-            libc::CLONE_NEWUTS,
-            libc::CLONE_NEWIPC,
-            libc::CLONE_NEWPID,
-            libc::CLONE_NEWUSER,
-            libc::CLONE_NEWCGROUP,
-        ];
-        for (architecture, clone, unshare, clone3) in
-            [(X86_64, 56, 272, 435), (I386, 120, 310, 435)]
-        {
+        let refused =
+            [libc::CLONE_NEWUTS, libc::CLONE_NEWIPC, libc::CLONE_NEWPID, libc::CLONE_NEWUSER, libc::CLONE_NEWCGROUP];
+        for (architecture, clone, unshare, clone3) in [(X86_64, 56, 272, 435), (I386, 120, 310, 435)] {
             for flag in refused {
                 let flags = [flag as u64 | libc::SIGCHLD as u64, 0];
-                assert_eq!(
-                    ask(MIGRATABLE, architecture, clone, flags).0,
-                    Some(libc::EPERM)
-                );
-                assert_eq!(
-                    ask(MIGRATABLE, architecture, unshare, [flag as u64, 0]).0,
-                    Some(libc::EPERM)
-                );
+                assert_eq!(ask(MIGRATABLE, architecture, clone, flags).0, Some(libc::EPERM));
+                assert_eq!(ask(MIGRATABLE, architecture, unshare, [flag as u64, 0]).0, Some(libc::EPERM));
                 assert_eq!(ask(PLAIN, architecture, unshare, [flag as u64, 0]).0, None);
             }
             let allowed = (libc::CLONE_NEWNS | libc::CLONE_NEWNET) as u64;
-            assert_eq!(
-                ask(
-                    MIGRATABLE,
-                    architecture,
-                    clone,
-                    [allowed | libc::SIGCHLD as u64, 0]
-                )
-                .0,
-                None
-            );
+            assert_eq!(ask(MIGRATABLE, architecture, clone, [allowed | libc::SIGCHLD as u64, 0]).0, None);
             assert_eq!(ask(MIGRATABLE, architecture, unshare, [allowed, 0]).0, None);
-            assert_eq!(
-                ask(
-                    MIGRATABLE,
-                    architecture,
-                    unshare,
-                    [libc::CLONE_NEWTIME as u64, 0]
-                )
-                .0,
-                Some(libc::EPERM)
-            );
+            assert_eq!(ask(MIGRATABLE, architecture, unshare, [libc::CLONE_NEWTIME as u64, 0]).0, Some(libc::EPERM));
             assert_eq!(answer(MIGRATABLE, architecture, clone3), Some(libc::ENOSYS));
             assert_eq!(answer(PLAIN, architecture, clone3), None);
         }
@@ -377,11 +276,7 @@ mod tests {
     fn the_common_path_is_short() {
         for profile in ALL {
             let filter = Filter::compile(&profile);
-            assert!(
-                filter.program.len() < 256,
-                "{} instructions",
-                filter.program.len()
-            );
+            assert!(filter.program.len() < 256, "{} instructions", filter.program.len());
             // read, write, close, mmap, futex, epoll_wait, openat, statx
             for number in [0, 1, 3, 9, 202, 232, 257, 332] {
                 let (errno, steps) = ask(profile, X86_64, number, [0, 0]);

@@ -5,18 +5,19 @@ use kernel::channel;
 use kernel::process::{CloneOptions, Fork, PidFd, fork};
 
 use crate::Outcome;
-use crate::child::{ensure, ensure_equal};
+use crate::child::{self, ensure, ensure_equal};
 
 /// A group of a test, ended and removed with the value.
 pub struct TestGroup(pub Group);
 
 impl TestGroup {
     pub fn new(suffix: &str) -> Result<Self, Box<dyn std::error::Error>> {
-        let hierarchies = Hierarchies::detect()?;
-        let group = Group::new(
-            &hierarchies,
-            &format!("kernel-test-{}{suffix}", std::process::id()),
-        );
+        Self::with(&Hierarchies::detect()?, suffix)
+    }
+
+    /// In some of the host's hierarchies only.
+    fn with(hierarchies: &Hierarchies, suffix: &str) -> Result<Self, Box<dyn std::error::Error>> {
+        let group = Group::new(hierarchies, &format!("kernel-test-{}{suffix}", std::process::id()));
         group.create()?;
         Ok(TestGroup(group))
     }
@@ -24,19 +25,12 @@ impl TestGroup {
     /// A child that is in every hierarchy of the group and sleeps until it is killed.
     pub fn sleeper(&self) -> Result<(i32, PidFd), Box<dyn std::error::Error>> {
         let (ours, theirs) = channel::pair()?;
-        let options = CloneOptions {
-            cgroup: self.0.open_unified()?,
-            ..Default::default()
-        };
+        let options = CloneOptions { cgroup: self.0.open_unified()?, ..Default::default() };
         match fork(&options)? {
             Fork::Parent { pid, pidfd } => {
                 drop(theirs);
                 let (words, _) = ours.receive()?;
-                if words == b"ready" {
-                    Ok((pid, pidfd))
-                } else {
-                    Err("the sleeper failed".into())
-                }
+                if words == b"ready" { Ok((pid, pidfd)) } else { Err("the sleeper failed".into()) }
             }
             Fork::Child => {
                 // Leaves with the test even when that fails halfway.
@@ -57,11 +51,7 @@ impl TestGroup {
 impl Drop for TestGroup {
     fn drop(&mut self) {
         // A group of zombies counts as empty, so nobody has to be reaped for this.
-        let ended = self
-            .0
-            .kill()
-            .and_then(|()| self.0.wait_empty(10_000).map(drop))
-            .and_then(|()| self.0.remove());
+        let ended = self.0.kill().and_then(|()| self.0.wait_empty(10_000).map(drop)).and_then(|()| self.0.remove());
         if let Err(error) = ended {
             eprintln!("{}", crate::child::chain(&error));
         }
@@ -72,40 +62,23 @@ pub fn is_made_in_every_hierarchy_or_none() -> Outcome {
     let group = TestGroup::new("")?;
     for controller in Controller::ALL {
         if let Some(directory) = group.0.directory(controller) {
-            ensure(
-                directory.is_dir(),
-                format!("{} is missing", directory.display()),
-            )?;
+            ensure(directory.is_dir(), format!("{} is missing", directory.display()))?;
         }
     }
     let again = group.0.create().expect_err("a second creation must fail");
-    ensure_equal(
-        "second creation",
-        again.kind(),
-        std::io::ErrorKind::AlreadyExists,
-    )?;
-    ensure(
-        group.0.exists(),
-        "the failed creation must not remove what was there",
-    )?;
+    ensure_equal("second creation", again.kind(), std::io::ErrorKind::AlreadyExists)?;
+    ensure(group.0.exists(), "the failed creation must not remove what was there")?;
     group.0.ensure()?;
 
     // Taken in the last hierarchy only: what was made in those before must go again.
-    let other = Group::new(
-        &Hierarchies::detect()?,
-        &format!("kernel-test-{}-half", std::process::id()),
-    );
+    let other = Group::new(&Hierarchies::detect()?, &format!("kernel-test-{}-half", std::process::id()));
     let Some(last) = other.unified_directory() else {
         return Ok(());
     };
     std::fs::create_dir(&last)?;
     let refused = other.create().is_err();
-    let left = Controller::ALL
-        .into_iter()
-        .filter_map(|controller| other.directory(controller));
-    let left: Vec<_> = left
-        .filter(|directory| *directory != last && directory.exists())
-        .collect();
+    let left = Controller::ALL.into_iter().filter_map(|controller| other.directory(controller));
+    let left: Vec<_> = left.filter(|directory| *directory != last && directory.exists()).collect();
     std::fs::remove_dir(&last)?;
     ensure(refused && left.is_empty(), format!("left over: {left:?}"))
 }
@@ -149,32 +122,37 @@ pub fn takes_processes_both_ways() -> Outcome {
     let listed = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let ours = listed.lines().filter(|line| !line.contains("name="));
     for line in ours {
-        ensure(
-            line.ends_with("-b"),
-            format!("{line} is not the group the process was moved to"),
-        )?;
+        ensure(line.ends_with("-b"), format!("{line} is not the group the process was moved to"))?;
     }
     other.0.kill()?;
     process.reap()?;
-    ensure(
-        other.0.wait_empty(10_000)?,
-        "the killed group must become empty",
-    )?;
+    ensure(other.0.wait_empty(10_000)?, "the killed group must become empty")?;
 
     // Moving itself is the cheap way; it must reach every hierarchy as well.
     let (pid, _process) = own.sleeper()?;
     let listed = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     for line in listed.lines().filter(|line| !line.contains("name=")) {
-        ensure(
-            line.ends_with("-a"),
-            format!("{line} is not the group the process moved itself to"),
-        )?;
+        ensure(line.ends_with("-a"), format!("{line} is not the group the process moved itself to"))?;
     }
     ensure_equal("tasks", own.0.usage()?.tasks, 1)
 }
 
 pub fn freezes_thaws_and_kills() -> Outcome {
-    let group = TestGroup::new("")?;
+    freeze_thaw_and_kill(&TestGroup::new("")?)
+}
+
+/// What a host without cgroup2 would do, on the v1 hierarchies of one that has both.
+pub fn freezes_thaws_and_kills_without_cgroup2() -> Outcome {
+    let all = Hierarchies::detect()?;
+    let v1 = Controller::ALL.into_iter().filter_map(|controller| Some((controller, all.v1(controller)?.to_owned())));
+    let v1 = Hierarchies::at(None, v1.collect());
+    if v1.v1(Controller::Freezer).is_none() {
+        return child::skip("no v1 freezer is mounted");
+    }
+    freeze_thaw_and_kill(&TestGroup::with(&v1, "-v1")?)
+}
+
+fn freeze_thaw_and_kill(group: &TestGroup) -> Outcome {
     let (_, process) = group.sleeper()?;
     group.0.freeze()?;
     ensure(group.0.is_frozen()?, "frozen")?;
@@ -182,24 +160,14 @@ pub fn freezes_thaws_and_kills() -> Outcome {
     ensure(!group.0.is_frozen()?, "thawed")?;
     group.0.freeze()?;
     group.0.kill()?;
-    ensure(
-        process.wait_exit(Some(10_000))?,
-        "a frozen process must be killable",
-    )?;
+    ensure(process.wait_exit(Some(10_000))?, "a frozen process must be killable")?;
     let status = process.reap()?;
-    ensure_equal(
-        "signal",
-        std::os::unix::process::ExitStatusExt::signal(&status),
-        Some(libc::SIGKILL),
-    )
+    ensure_equal("signal", std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGKILL))
 }
 
 pub fn is_removed_with_those_below() -> Outcome {
     let group = TestGroup::new("")?;
-    let directory = group
-        .0
-        .unified_directory()
-        .or_else(|| group.0.directory(Controller::Pids));
+    let directory = group.0.unified_directory().or_else(|| group.0.directory(Controller::Pids));
     let directory = directory.ok_or("no hierarchy")?;
     std::fs::create_dir_all(directory.join("system.slice/cron.service"))?;
     group.0.delegate(1_000_000_000, 1_000_000_000)?;

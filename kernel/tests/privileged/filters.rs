@@ -11,83 +11,32 @@ use crate::child::{ensure_equal, errno};
 
 /// Errno of setting the clock to a moment that does not exist: the kernel says EINVAL, only a filter says EPERM.
 fn set_clock() -> i32 {
-    let nonsense = Timespec {
-        tv_sec: 0,
-        tv_nsec: 2_000_000_000,
-    };
-    rustix::time::clock_settime(ClockId::Realtime, nonsense)
-        .err()
-        .map_or(0, |errno| errno.raw_os_error())
+    let nonsense = Timespec { tv_sec: 0, tv_nsec: 2_000_000_000 };
+    rustix::time::clock_settime(ClockId::Realtime, nonsense).err().map_or(0, |errno| errno.raw_os_error())
 }
 
 pub fn answers_as_the_profile_says() -> Outcome {
     ensure_equal("clock before", set_clock(), libc::EINVAL)?;
     Filter::compile(&Profile::default()).install()?;
     ensure_equal("clock", set_clock(), libc::EPERM)?;
-    ensure_equal(
-        "keyring",
-        errno(kernel::keyring::join_new_session()),
-        libc::ENOSYS,
-    )?;
-    ensure_equal(
-        "nested namespaces",
-        errno(unshare(Kinds::UTS | Kinds::NET)),
-        0,
-    )?;
+    ensure_equal("keyring", errno(kernel::keyring::join_new_session()), libc::ENOSYS)?;
+    ensure_equal("nested namespaces", errno(unshare(Kinds::UTS | Kinds::NET)), 0)?;
     // Still a whole system: files, memory, threads, processes.
     let thread = std::thread::spawn(|| std::fs::read("/proc/self/status").map(|text| text.len()));
     let length = thread.join().map_err(|_| "the thread panicked")??;
     ensure_equal("status read", length > 0, true)?;
-    ensure_equal(
-        "sh",
-        std::process::Command::new("/bin/sh")
-            .args(["-c", "exit 7"])
-            .status()?
-            .code(),
-        Some(7),
-    )
+    ensure_equal("sh", std::process::Command::new("/bin/sh").args(["-c", "exit 7"]).status()?.code(), Some(7))
 }
 
 pub fn migratable_nests_no_namespaces() -> Outcome {
-    Filter::compile(&Profile {
-        migratable: true,
-        privileged: true,
-    })
-    .install()?;
-    for kind in [
-        Kinds::UTS,
-        Kinds::IPC,
-        Kinds::PID,
-        Kinds::USER,
-        Kinds::CGROUP,
-        Kinds::TIME,
-    ] {
+    Filter::compile(&Profile { migratable: true, privileged: true }).install()?;
+    for kind in [Kinds::UTS, Kinds::IPC, Kinds::PID, Kinds::USER, Kinds::CGROUP, Kinds::TIME] {
         ensure_equal("nested", errno(unshare(kind)), libc::EPERM)?;
     }
-    ensure_equal(
-        "mount and net",
-        errno(unshare(Kinds::MOUNT | Kinds::NET)),
-        0,
-    )?;
-    ensure_equal(
-        "clone3",
-        errno(fork(&CloneOptions::default())),
-        libc::ENOSYS,
-    )?;
-    ensure_equal(
-        "keyring of a privileged server",
-        errno(kernel::keyring::join_new_session()),
-        0,
-    )?;
+    ensure_equal("mount and net", errno(unshare(Kinds::MOUNT | Kinds::NET)), 0)?;
+    ensure_equal("clone3", errno(fork(&CloneOptions::default())), libc::ENOSYS)?;
+    ensure_equal("keyring of a privileged server", errno(kernel::keyring::join_new_session()), 0)?;
     let directory = std::path::Path::new("/");
-    ensure_equal(
-        "bpf",
-        errno(DeviceProgram::compile(&[]).attach(directory)),
-        libc::EPERM,
-    )?;
-    ensure_equal(
-        "true",
-        std::process::Command::new("/bin/true").status()?.success(),
-        true,
-    )
+    ensure_equal("bpf", errno(DeviceProgram::compile(&[]).attach(directory)), libc::EPERM)?;
+    ensure_equal("true", std::process::Command::new("/bin/true").status()?.success(), true)
 }

@@ -14,10 +14,7 @@ use crate::Outcome;
 use crate::child::{ensure, ensure_equal};
 
 fn words(words: &[&str]) -> Vec<CString> {
-    words
-        .iter()
-        .map(|word| CString::new(*word).expect("no word has a zero byte"))
-        .collect()
+    words.iter().map(|word| CString::new(*word).expect("no word has a zero byte")).collect()
 }
 
 pub fn exec_by_descriptor() -> Outcome {
@@ -31,11 +28,7 @@ pub fn exec_by_descriptor() -> Outcome {
             process::close_from(3, &[7, std::os::fd::AsRawFd::as_raw_fd(&shell)]).expect("closed");
             // The shell lists what it has: 7, and a descriptor of the listing itself.
             let script = "echo $NAME >&7; for fd in 3 4 5 6 8 9 10 11 12 13; do [ -e /proc/$$/fd/$fd ] && echo $fd >&7; done; exit 9";
-            let error = process::exec_descriptor(
-                shell.as_fd(),
-                &words(&["sh", "-c", script]),
-                &words(&["NAME=value"]),
-            );
+            let error = process::exec_descriptor(shell.as_fd(), &words(&["sh", "-c", script]), &words(&["NAME=value"]));
             eprintln!("{error}");
             std::process::exit(99)
         }
@@ -58,10 +51,7 @@ pub fn status_is_known() -> Outcome {
         std::process::exit(3)
     };
     let other = PidFd::open(pid)?;
-    ensure(
-        pidfd.is_alive() && !other.wait_exit(Some(1))?,
-        "it waits for us",
-    )?;
+    ensure(pidfd.is_alive() && !other.wait_exit(Some(1))?, "it waits for us")?;
     ensure(process::start_time(pid)? > 0, "start time")?;
     ensure_equal("status before the end", other.exit_status()?, None)?;
     ours.send(b"end", &[])?;
@@ -73,10 +63,7 @@ pub fn status_is_known() -> Outcome {
     }
     ensure_equal(
         "signal to the dead",
-        other
-            .signal(libc::SIGTERM)
-            .err()
-            .and_then(|error| error.raw_os_error()),
+        other.signal(libc::SIGTERM).err().and_then(|error| error.raw_os_error()),
         Some(libc::ESRCH),
     )?;
 
@@ -88,11 +75,7 @@ pub fn status_is_known() -> Outcome {
     // A real-time signal, which systemd takes for orders.
     pidfd.signal(libc::SIGRTMIN() + 3)?;
     let status = process::status_of(pid)?;
-    ensure_equal(
-        "signal",
-        std::os::unix::process::ExitStatusExt::signal(&status),
-        Some(libc::SIGRTMIN() + 3),
-    )?;
+    ensure_equal("signal", std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGRTMIN() + 3))?;
     ensure_equal("no child left", process::reap_any()?.is_none(), true)
 }
 
@@ -109,21 +92,11 @@ pub fn bounding_set_only_shrinks() -> Outcome {
 pub fn becomes_a_user() -> Outcome {
     process::set_user(12345, 23456, &[7, 8])?;
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = |key: &str| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(key))
-            .unwrap_or("")
-            .trim()
-            .to_owned()
-    };
+    let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("").trim().to_owned();
     ensure_equal("uid", line("Uid:"), "12345\t12345\t12345\t12345".to_owned())?;
     ensure_equal("gid", line("Gid:"), "23456\t23456\t23456\t23456".to_owned())?;
     ensure_equal("groups", line("Groups:"), "7 8".to_owned())?;
-    ensure(
-        process::set_user(0, 0, &[]).is_err(),
-        "there is no way back",
-    )?;
+    ensure(process::set_user(0, 0, &[]).is_err(), "there is no way back")?;
     process::no_new_privileges()?;
     process::set_dumpable(false)?;
     process::become_subreaper()?;
@@ -135,14 +108,9 @@ pub fn keyring_is_new() -> Outcome {
     let keyrings = || -> std::io::Result<BTreeSet<String>> {
         let keys = std::fs::read_to_string("/proc/keys")?;
         let sessions = keys.lines().filter(|line| line.contains("keyring   _ses"));
-        Ok(sessions
-            .filter_map(|line| line.split(' ').next().map(str::to_owned))
-            .collect())
+        Ok(sessions.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect())
     };
     let before = keyrings()?;
     kernel::keyring::join_new_session()?;
-    ensure(
-        !keyrings()?.is_subset(&before),
-        "there is a session keyring that was not there before",
-    )
+    ensure(!keyrings()?.is_subset(&before), "there is a session keyring that was not there before")
 }
