@@ -29,10 +29,7 @@ pub fn user(passwd: &str, wanted: &str) -> Option<User> {
 
 /// The number of the group with this name; a number stands for itself.
 pub fn group(group: &str, wanted: &str) -> Option<u32> {
-    let named = group
-        .lines()
-        .filter_map(group_line)
-        .find(|(name, ..)| *name == wanted);
+    let named = group.lines().filter_map(group_line).find(|(name, ..)| *name == wanted);
     named.map(|(_, gid, _)| gid).or_else(|| wanted.parse().ok())
 }
 
@@ -56,13 +53,7 @@ fn user_line(line: &str) -> Option<User> {
         return None;
     }
     let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
-    Some(User {
-        name: name.into(),
-        uid,
-        gid,
-        home: home.into(),
-        shell: shell.into(),
-    })
+    Some(User { name: name.into(), uid, gid, home: home.into(), shell: shell.into() })
 }
 
 fn group_line(line: &str) -> Option<(&str, u32, &str)> {

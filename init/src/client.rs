@@ -53,9 +53,7 @@ enum Command {
 
 /// Runs the command line and tells how it went.
 pub fn run() -> ExitCode {
-    let arguments: Vec<String> = std::env::args_os()
-        .map(|argument| argument.to_string_lossy().into_owned())
-        .collect();
+    let arguments: Vec<String> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     let command = match parse(&arguments) {
         Ok(command) => command,
         Err(message) => {
@@ -99,16 +97,9 @@ fn print(text: &str) {
 }
 
 fn parse(arguments: &[String]) -> Result<Command, String> {
-    let called_as = arguments
-        .first()
-        .and_then(|name| name.rsplit('/').next())
-        .unwrap_or("");
+    let called_as = arguments.first().and_then(|name| name.rsplit('/').next()).unwrap_or("");
     let rest = arguments.get(1..).unwrap_or_default();
-    if rest
-        .iter()
-        .any(|argument| argument == "--help" || argument == "-h")
-        && called_as != "shutdown"
-    {
+    if rest.iter().any(|argument| argument == "--help" || argument == "-h") && called_as != "shutdown" {
         return Ok(Command::Help);
     }
     match called_as {
@@ -142,13 +133,8 @@ fn log(arguments: &[String]) -> Result<Command, String> {
         [n, lines, name] | [name, n, lines] if n == "-n" => (lines.as_str(), name),
         _ => return Err("'log' needs the name of one service".into()),
     };
-    let lines = lines
-        .parse()
-        .map_err(|_| format!("'{lines}' is not a number of lines"))?;
-    Ok(Command::Ask(vec![Request::Log {
-        name: name.clone(),
-        lines,
-    }]))
+    let lines = lines.parse().map_err(|_| format!("'{lines}' is not a number of lines"))?;
+    Ok(Command::Ask(vec![Request::Log { name: name.clone(), lines }]))
 }
 
 /// poweroff, reboot and halt with the options that scripts give them.
@@ -199,11 +185,7 @@ fn finish(power: Power, at_once: bool) -> Command {
         Power::Reboot => Request::Reboot,
         Power::Halt => Request::Halt,
     };
-    if at_once {
-        Command::AtOnce(power)
-    } else {
-        Command::Ask(vec![request])
-    }
+    if at_once { Command::AtOnce(power) } else { Command::Ask(vec![request]) }
 }
 
 fn render(reply: &Reply) -> String {
@@ -216,30 +198,14 @@ fn render(reply: &Reply) -> String {
 }
 
 fn table(services: &[Service]) -> String {
-    let width = services
-        .iter()
-        .map(|service| service.name.len())
-        .max()
-        .unwrap_or(0)
-        .max(7);
-    let mut text = format!(
-        "{:width$}  {:10}  {:>7}  {:>6}  {:>8}  LAST\n",
-        "SERVICE", "STATE", "PID", "SINCE", "RESTARTS"
-    );
-    for Service {
-        name,
-        state,
-        pid,
-        since_s,
-        restarts,
-        last,
-    } in services
-    {
+    let width = services.iter().map(|service| service.name.len()).max().unwrap_or(0).max(7);
+    let mut text =
+        format!("{:width$}  {:10}  {:>7}  {:>6}  {:>8}  LAST\n", "SERVICE", "STATE", "PID", "SINCE", "RESTARTS");
+    for Service { name, state, pid, since_s, restarts, last } in services {
         let pid = pid.map_or("-".into(), |pid| pid.to_string());
         let since = since(*since_s);
         let last = last.as_deref().unwrap_or("-");
-        text +=
-            &format!("{name:width$}  {state:10}  {pid:>7}  {since:>6}  {restarts:>8}  {last}\n");
+        text += &format!("{name:width$}  {state:10}  {pid:>7}  {since:>6}  {restarts:>8}  {last}\n");
     }
     text
 }
@@ -259,12 +225,7 @@ mod tests {
     use super::*;
 
     fn parsed(line: &str) -> Result<Command, String> {
-        parse(
-            &line
-                .split_whitespace()
-                .map(String::from)
-                .collect::<Vec<_>>(),
-        )
+        parse(&line.split_whitespace().map(String::from).collect::<Vec<_>>())
     }
 
     fn ask(request: Request) -> Result<Command, String> {
@@ -274,28 +235,13 @@ mod tests {
     #[test]
     fn command_lines() {
         let name = || "a".to_string();
-        let two = [
-            Request::Start { name: name() },
-            Request::Start { name: "b".into() },
-        ];
+        let two = [Request::Start { name: name() }, Request::Start { name: "b".into() }];
         let cases = [
             ("vsinit list", ask(Request::List)),
             ("/sbin/vsinit start a b", Ok(Command::Ask(two.into()))),
             ("vsinit stop a", ask(Request::Stop { name: name() })),
-            (
-                "vsinit log a",
-                ask(Request::Log {
-                    name: name(),
-                    lines: 20,
-                }),
-            ),
-            (
-                "vsinit log -n 5 a",
-                ask(Request::Log {
-                    name: name(),
-                    lines: 5,
-                }),
-            ),
+            ("vsinit log a", ask(Request::Log { name: name(), lines: 20 })),
+            ("vsinit log -n 5 a", ask(Request::Log { name: name(), lines: 5 })),
             ("vsinit poweroff", ask(Request::Poweroff)),
             ("poweroff", ask(Request::Poweroff)),
             ("/sbin/reboot -d -n", ask(Request::Reboot)),

@@ -11,11 +11,7 @@ struct ConsoleLog;
 
 /// From here on `log` prints; debug messages only in debug builds.
 pub fn set_up() {
-    let level = if cfg!(debug_assertions) {
-        LevelFilter::Debug
-    } else {
-        LevelFilter::Info
-    };
+    let level = if cfg!(debug_assertions) { LevelFilter::Debug } else { LevelFilter::Info };
     // An error says that there is one already, and that is as good.
     if log::set_logger(&ConsoleLog).is_ok() {
         log::set_max_level(level);
@@ -60,10 +56,7 @@ mod tests {
     #[test]
     fn a_message_is_one_short_line() {
         assert_eq!(render(Level::Info, "up"), "vsinit: up\n");
-        assert_eq!(
-            render(Level::Warn, "a\nb\u{1b}[2J"),
-            "vsinit: warning: a?b?[2J\n"
-        );
+        assert_eq!(render(Level::Warn, "a\nb\u{1b}[2J"), "vsinit: warning: a?b?[2J\n");
         assert!(render(Level::Error, &"é".repeat(900)).len() < MAX_BYTES + 30);
     }
 }

@@ -162,14 +162,9 @@ pub fn call_descriptor(socket: BorrowedFd, request: &Request) -> Result<Reply, E
 /// Fetches the console's master, those of tty1 … ttyN and the notify socket, in this order.
 pub fn consoles(socket: BorrowedFd) -> Result<Vec<OwnedFd>, Error> {
     match exchange(connect(&descriptor_path(socket))?, &Request::Consoles)? {
-        (Reply::Consoles { count }, descriptors) if descriptors.len() == count as usize => {
-            Ok(descriptors)
-        }
+        (Reply::Consoles { count }, descriptors) if descriptors.len() == count as usize => Ok(descriptors),
         (Reply::Failed { message }, _) => Err(Error::Answer(message)),
-        (reply, descriptors) => Err(Error::Answer(format!(
-            "{reply:?} with {} descriptors",
-            descriptors.len()
-        ))),
+        (reply, descriptors) => Err(Error::Answer(format!("{reply:?} with {} descriptors", descriptors.len()))),
     }
 }
 
@@ -178,29 +173,19 @@ fn descriptor_path(socket: BorrowedFd) -> PathBuf {
 }
 
 fn connect(path: &Path) -> Result<UnixStream, Error> {
-    UnixStream::connect(path).map_err(|source| Error::Connect {
-        path: path.into(),
-        source,
-    })
+    UnixStream::connect(path).map_err(|source| Error::Connect { path: path.into(), source })
 }
 
 /// The whole conversation: request, end of sending, reply, end.
 fn exchange(mut stream: UnixStream, request: &Request) -> Result<(Reply, Vec<OwnedFd>), Error> {
     let talk = |operation| move |source| Error::Talk { operation, source };
     let text = toml::to_string(request).map_err(Error::Write)?;
-    stream
-        .set_read_timeout(Some(REPLY_TIMEOUT))
-        .map_err(talk("set a time-out"))?;
-    stream
-        .write_all(text.as_bytes())
-        .map_err(talk("send the request"))?;
-    stream
-        .shutdown(Shutdown::Write)
-        .map_err(talk("end the request"))?;
+    stream.set_read_timeout(Some(REPLY_TIMEOUT)).map_err(talk("set a time-out"))?;
+    stream.write_all(text.as_bytes()).map_err(talk("send the request"))?;
+    stream.shutdown(Shutdown::Write).map_err(talk("end the request"))?;
     let (mut reply, descriptors) = receive_first(&stream).map_err(talk("receive the reply"))?;
     let mut rest = (&stream).take(MAX_REPLY_BYTES);
-    rest.read_to_end(&mut reply)
-        .map_err(talk("receive the reply"))?;
+    rest.read_to_end(&mut reply).map_err(talk("receive the reply"))?;
     let reply = String::from_utf8_lossy(&reply);
     Ok((toml::from_str(&reply).map_err(Error::Parse)?, descriptors))
 }
@@ -213,12 +198,7 @@ fn receive_first(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut slices = [IoSliceMut::new(&mut bytes)];
-    let received = recvmsg(
-        stream.as_fd(),
-        &mut slices,
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
+    let received = recvmsg(stream.as_fd(), &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
     let mut descriptors = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -239,36 +219,20 @@ mod tests {
         let requests = [
             Request::List,
             Request::Start { name: name.clone() },
-            Request::Log {
-                name: name.clone(),
-                lines: 20,
-            },
+            Request::Log { name: name.clone(), lines: 20 },
             Request::Consoles,
         ];
         for request in requests {
             let text = toml::to_string(&request).unwrap();
             assert_eq!(toml::from_str::<Request>(&text).unwrap(), request, "{text}");
         }
-        let service = Service {
-            name,
-            state: "running".into(),
-            pid: Some(7),
-            since_s: 3,
-            restarts: 0,
-            last: None,
-        };
+        let service = Service { name, state: "running".into(), pid: Some(7), since_s: 3, restarts: 0, last: None };
         let replies = [
             Reply::Done,
             Reply::Services { services: vec![] },
-            Reply::Services {
-                services: vec![service.clone(), service],
-            },
-            Reply::Log {
-                text: "a\nb\u{1b}[0m".into(),
-            },
-            Reply::Failed {
-                message: "no service 'x'".into(),
-            },
+            Reply::Services { services: vec![service.clone(), service] },
+            Reply::Log { text: "a\nb\u{1b}[0m".into() },
+            Reply::Failed { message: "no service 'x'".into() },
         ];
         for reply in replies {
             let text = toml::to_string(&reply).unwrap();
@@ -278,13 +242,8 @@ mod tests {
 
     #[test]
     fn a_request_is_readable_text() {
-        let request = Request::Stop {
-            name: "crond".into(),
-        };
-        assert_eq!(
-            toml::to_string(&request).unwrap(),
-            "request = \"stop\"\nname = \"crond\"\n"
-        );
+        let request = Request::Stop { name: "crond".into() };
+        assert_eq!(toml::to_string(&request).unwrap(), "request = \"stop\"\nname = \"crond\"\n");
     }
 
     #[test]

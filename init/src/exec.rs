@@ -22,23 +22,15 @@ pub fn take_over(
 ) -> Result<Infallible> {
     let program = argv.first().map_or("", String::as_str);
     let environment = environment(handover, &prepared.ttys);
-    let strings = environment
-        .iter()
-        .map(|(key, value)| format!("{key}={value}"));
+    let strings = environment.iter().map(|(key, value)| format!("{key}={value}"));
     let environment = strings.map(c_string).collect::<Result<Vec<_>>>()?;
-    let argv = argv
-        .iter()
-        .cloned()
-        .map(c_string)
-        .collect::<Result<Vec<_>>>()?;
+    let argv = argv.iter().cloned().map(c_string).collect::<Result<Vec<_>>>()?;
     let path = c_string(program.into())?;
     // Before `running`, so that a missing init is a failed start and not a server that dies.
     std::fs::metadata(program).during(|| format!("find the server's init {program}"))?;
     process::reset_signals()?;
     if keeps_pending_signals(program) {
-        stop_signals()
-            .thread_set_mask()
-            .during(|| "block the stop signals".into())?;
+        stop_signals().thread_set_mask().during(|| "block the stop signals".into())?;
     }
     running()?;
     // The masters are the monitor's alone now: with the last one closed the guest sees a hang-up.

@@ -16,20 +16,14 @@ pub type Result<T> = std::result::Result<T, Failure>;
 impl Failure {
     /// A failure whose sentence says it all.
     pub fn new(what: impl Into<String>) -> Failure {
-        Failure {
-            what: what.into(),
-            source: None,
-        }
+        Failure { what: what.into(), source: None }
     }
 }
 
 /// The kernel crate's errors are sentences already.
 impl From<kernel::Error> for Failure {
     fn from(error: kernel::Error) -> Failure {
-        Failure {
-            what: error.to_string(),
-            source: Some(Box::new(error.source)),
-        }
+        Failure { what: error.to_string(), source: Some(Box::new(error.source)) }
     }
 }
 
@@ -41,10 +35,7 @@ pub trait During<T> {
 
 impl<T, E: Error + 'static> During<T> for std::result::Result<T, E> {
     fn during(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Failure {
-            what: what(),
-            source: Some(Box::new(source)),
-        })
+        self.map_err(|source| Failure { what: what(), source: Some(Box::new(source)) })
     }
 }
 
@@ -67,14 +58,8 @@ mod tests {
     #[test]
     fn the_chain_is_printed_once_and_on_one_line() {
         let inner: std::result::Result<(), _> = Err(std::io::Error::from_raw_os_error(2));
-        let error = inner
-            .during(|| "read x".into())
-            .during(|| "cannot start".into())
-            .unwrap_err();
-        assert_eq!(
-            chain(&error),
-            "cannot start: read x: No such file or directory (os error 2)"
-        );
+        let error = inner.during(|| "read x".into()).during(|| "cannot start".into()).unwrap_err();
+        assert_eq!(chain(&error), "cannot start: read x: No such file or directory (os error 2)");
         assert_eq!(error.to_string(), "cannot start");
     }
 }

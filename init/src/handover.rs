@@ -181,9 +181,7 @@ impl Handover {
     fn check(&self) -> Result<(), Error> {
         let invalid = |key, reason| Err(Error::Invalid { key, reason });
         if self.version != VERSION {
-            return Err(Error::Version {
-                found: self.version,
-            });
+            return Err(Error::Version { found: self.version });
         }
         if matches!(&self.role, Role::Exec { argv } if argv.is_empty()) {
             return invalid("role", "has no program to execute");
@@ -216,19 +214,12 @@ mod tests {
             channel: 4,
             root: 5,
             stage: "/run/vsos/servers/web1/root".into(),
-            mounts: vec![HostMount {
-                fd: 6,
-                target: "/dev/null".into(),
-                kind: MountKind::File,
-            }],
+            mounts: vec![HostMount { fd: 6, target: "/dev/null".into(), kind: MountKind::File }],
             masked: vec!["/proc/kcore".into()],
             read_only: vec!["/proc/sys".into()],
             ttys: 4,
             capabilities: 0x1ff_ffff_ffff,
-            seccomp: Some(SeccompProfile {
-                migratable: true,
-                privileged: false,
-            }),
+            seccomp: Some(SeccompProfile { migratable: true, privileged: false }),
             privileged: false,
             environment: BTreeMap::from([("LANG".into(), "C.UTF-8".into())]),
         }
@@ -236,15 +227,10 @@ mod tests {
 
     #[test]
     fn every_role_survives_the_round_trip() {
-        let exec = Role::Exec {
-            argv: vec!["/sbin/init".into(), "--quote=\"'\n".into()],
-        };
+        let exec = Role::Exec { argv: vec!["/sbin/init".into(), "--quote=\"'\n".into()] };
         for role in [Role::Supervise, exec, Role::Rescue] {
             let handover = sample(role);
-            assert_eq!(
-                Handover::from_toml(&handover.to_toml().unwrap()).unwrap(),
-                handover
-            );
+            assert_eq!(Handover::from_toml(&handover.to_toml().unwrap()).unwrap(), handover);
         }
     }
 
@@ -266,11 +252,7 @@ mod tests {
             ("channel = 4", "channel = -1", "negative"),
             ("stage = \"/run", "stage = \"run", "not absolute"),
             ("ttys = 4", "ttys = 4\nttyz = 1", "not valid"),
-            (
-                "role = \"supervise\"",
-                "role = { exec = { argv = [] } }",
-                "no program",
-            ),
+            ("role = \"supervise\"", "role = { exec = { argv = [] } }", "no program"),
         ];
         for (from, to, message) in cases {
             assert!(good.contains(from), "{from} is not in:\n{good}");

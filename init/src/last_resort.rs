@@ -25,10 +25,7 @@ fn collect_and_wait() -> ! {
     // The supervisor's own is out of reach. The signals are blocked already.
     let signals = SignalFd::new(&SigSet::all());
     loop {
-        let signal = signals
-            .as_ref()
-            .ok()
-            .and_then(|signals| signals.read_signal().ok()?);
+        let signal = signals.as_ref().ok().and_then(|signals| signals.read_signal().ok()?);
         match signal.and_then(|signal| power::wish(signal.ssi_signo as i32)) {
             Some(Wish::Power(power)) => power::finish(power),
             Some(Wish::Reload) => {}

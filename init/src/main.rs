@@ -44,8 +44,7 @@ fn main() -> ExitCode {
 
 /// The story of a server, up to the words that the monitor waits for.
 fn boot() -> Result<std::convert::Infallible> {
-    let document = adopt_descriptor(handover::DESCRIPTOR)
-        .during(|| "find the handover on descriptor 3".into())?;
+    let document = adopt_descriptor(handover::DESCRIPTOR).during(|| "find the handover on descriptor 3".into())?;
     let handover = Handover::read(document).during(|| "take over".into())?;
     let channel = adopt_descriptor(handover.channel).map(Channel::from);
     let channel = channel.during(|| "take the monitor's channel".into())?;
@@ -96,9 +95,7 @@ fn wait_for_network(channel: &Channel) -> Result<()> {
     match answer == word::PROCEED.as_bytes() {
         true => Ok(()),
         false if answer.is_empty() => Err(Failure::new("the monitor is gone")),
-        false => Err(Failure::new(
-            "the monitor said something else than 'proceed'",
-        )),
+        false => Err(Failure::new("the monitor said something else than 'proceed'")),
     }
 }
 
@@ -107,7 +104,5 @@ fn running(channel: &Channel) -> Result<()> {
 }
 
 fn say(channel: &Channel, word: &str, descriptors: &[std::os::fd::BorrowedFd]) -> Result<()> {
-    channel
-        .send(word.as_bytes(), descriptors)
-        .during(|| format!("tell the monitor '{word}'"))
+    channel.send(word.as_bytes(), descriptors).during(|| format!("tell the monitor '{word}'"))
 }

@@ -37,11 +37,7 @@ pub fn display(cycle: &[String]) -> String {
 /// Removes from `blocked`, again and again, what waits for nothing that is blocked.
 fn take_startable<'a>(graph: &'a Graph, blocked: &mut BTreeSet<&'a str>) {
     loop {
-        let free: Vec<&str> = blocked
-            .iter()
-            .copied()
-            .filter(|name| next(graph, blocked, name).is_none())
-            .collect();
+        let free: Vec<&str> = blocked.iter().copied().filter(|name| next(graph, blocked, name).is_none()).collect();
         if free.is_empty() {
             return;
         }
@@ -67,10 +63,7 @@ fn follow<'a>(graph: &'a Graph, blocked: &BTreeSet<&'a str>, start: &'a str) -> 
 
 /// The first blocked service that `name` comes after.
 fn next<'a>(graph: &'a Graph, blocked: &BTreeSet<&'a str>, name: &str) -> Option<&'a str> {
-    graph[name]
-        .iter()
-        .map(String::as_str)
-        .find(|before| blocked.contains(before))
+    graph[name].iter().map(String::as_str).find(|before| blocked.contains(before))
 }
 
 #[cfg(test)]

@@ -39,11 +39,7 @@ pub struct Prepared {
 impl Prepared {
     /// The descriptors in the order of the contract: console, tty1 … ttyN, notify socket.
     pub fn descriptors(&self) -> Vec<std::os::fd::BorrowedFd<'_>> {
-        self.masters
-            .iter()
-            .chain([&self.notify])
-            .map(|fd| fd.as_fd())
-            .collect()
+        self.masters.iter().chain([&self.notify]).map(|fd| fd.as_fd()).collect()
     }
 }
 
@@ -67,29 +63,21 @@ pub fn prepare(handover: &Handover) -> Result<Prepared> {
     hide::hide(&handover.masked, &handover.read_only)?;
     set_hostname(&handover.hostname)?;
     let (masters, ttys) = consoles::open(handover.ttys)?;
-    Ok(Prepared {
-        masters,
-        notify: bind_notify()?,
-        ttys,
-    })
+    Ok(Prepared { masters, notify: bind_notify()?, ttys })
 }
 
 /// Takes the inherited descriptors of the host's mounts, before anything else gets such a number.
 fn adopt(mounts: &[HostMount]) -> Result<Vec<Tree>> {
     let adopt = |mount: &HostMount| {
         let descriptor = adopt_descriptor(mount.fd);
-        descriptor
-            .map(Tree::from)
-            .during(|| format!("take the mount for {}", mount.target.display()))
+        descriptor.map(Tree::from).during(|| format!("take the mount for {}", mount.target.display()))
     };
     mounts.iter().map(adopt).collect()
 }
 
 fn attach_root(handover: &Handover) -> Result<()> {
     let failed = || "attach the server's root".to_string();
-    let root = adopt_descriptor(handover.root)
-        .map(Tree::from)
-        .during(failed)?;
+    let root = adopt_descriptor(handover.root).map(Tree::from).during(failed)?;
     // A privileged server's mount namespace is still in the host's peer groups: nothing that is
     // mounted here may show up there. In a user namespace they are slaves, and pivot_root wants
     // them private too.

@@ -170,33 +170,17 @@ impl ServiceFile {
     pub fn parse(file: &str, text: &str) -> Result<ServiceFile, Error> {
         let service: ServiceFile = toml::from_str(text).map_err(|error| {
             let (line, column) = error.span().map_or((0, 0), |span| position(text, &span));
-            Error {
-                file: file.into(),
-                line,
-                column,
-                message: explain(error.message()),
-            }
+            Error { file: file.into(), line, column, message: explain(error.message()) }
         })?;
-        let whole = |message: &str| Error {
-            file: file.into(),
-            line: 0,
-            column: 0,
-            message: message.into(),
-        };
+        let whole = |message: &str| Error { file: file.into(), line: 0, column: 0, message: message.into() };
         if service.kind == Kind::Oneshot && service.notify {
-            return Err(whole(
-                "a oneshot is up when it has ended, so it cannot have notify = true",
-            ));
+            return Err(whole("a oneshot is up when it has ended, so it cannot have notify = true"));
         }
         if service.kind == Kind::Oneshot && service.restart == Some(Restart::Always) {
-            return Err(whole(
-                "a oneshot with restart = \"always\" would never be up",
-            ));
+            return Err(whole("a oneshot with restart = \"always\" would never be up"));
         }
         if service.restart_delay_ms > service.restart_delay_max_ms {
-            return Err(whole(
-                "restart_delay_ms is longer than restart_delay_max_ms",
-            ));
+            return Err(whole("restart_delay_ms is longer than restart_delay_max_ms"));
         }
         if !service.dir.is_absolute() {
             return Err(whole("dir is not an absolute path"));
@@ -215,11 +199,7 @@ impl ServiceFile {
     /// `start_timeout_ms`, or a minute for getting ready. A oneshot may have much to do: it has
     /// all the time that it wants unless the file says otherwise.
     pub fn start_timeout(&self) -> Option<Duration> {
-        let default_ms = if self.kind == Kind::Oneshot {
-            0
-        } else {
-            60_000
-        };
+        let default_ms = if self.kind == Kind::Oneshot { 0 } else { 60_000 };
         let timeout_ms = self.start_timeout_ms.unwrap_or(default_ms);
         (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms))
     }
@@ -233,20 +213,14 @@ impl ServiceFile {
 /// Whether `name` can be a service's name: it becomes a part of file names and of messages.
 pub fn is_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._@-".contains(c);
-    !name.is_empty()
-        && name.len() <= MAX_NAME_BYTES
-        && !name.starts_with(['.', '-'])
-        && name.chars().all(plain)
+    !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.starts_with(['.', '-']) && name.chars().all(plain)
 }
 
 /// Line and column, from 1, of the start of `span`.
 fn position(text: &str, span: &Range<usize>) -> (usize, usize) {
     let before = text.get(..span.start).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (
-        before.matches('\n').count() + 1,
-        before[line_start..].chars().count() + 1,
-    )
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }
 
 /// The parser's message, with the nearest known word when it met an unknown one.

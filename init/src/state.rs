@@ -132,10 +132,7 @@ impl State {
 
     /// Whether there is a process.
     pub fn has_process(self) -> bool {
-        matches!(
-            self,
-            State::Starting | State::Running | State::Stopping | State::Restarting
-        )
+        matches!(self, State::Starting | State::Running | State::Stopping | State::Restarting)
     }
 
     /// Whether nothing more happens to it unless somebody asks.
@@ -237,10 +234,7 @@ mod tests {
     #[test]
     fn a_process_is_forgotten_only_when_it_has_ended() {
         for (state, event, next, action) in every_pair() {
-            let ended = matches!(
-                event,
-                Event::EndedWell | Event::EndedAgain | Event::EndedBadly
-            );
+            let ended = matches!(event, Event::EndedWell | Event::EndedAgain | Event::EndedBadly);
             let place = format!("{state:?} {event:?} → {next:?} {action:?}");
             assert_eq!(state.has_process() && !next.has_process(), ended, "{place}");
         }
@@ -250,11 +244,7 @@ mod tests {
     fn the_end_of_a_process_is_heard_in_every_state_that_has_one() {
         for state in STATES {
             for event in [Event::EndedWell, Event::EndedAgain, Event::EndedBadly] {
-                assert_eq!(
-                    state.after(event).is_some(),
-                    state.has_process(),
-                    "{state:?}"
-                );
+                assert_eq!(state.after(event).is_some(), state.has_process(), "{state:?}");
             }
         }
     }
@@ -263,12 +253,7 @@ mod tests {
     fn stop_always_leads_down() {
         for state in STATES {
             let mut now = state;
-            for event in [
-                Event::Stop,
-                Event::StopTimeout,
-                Event::EndedAgain,
-                Event::Stop,
-            ] {
+            for event in [Event::Stop, Event::StopTimeout, Event::EndedAgain, Event::Stop] {
                 now = now.after(event).map_or(now, |(next, _)| next);
             }
             assert!(now.is_down(), "{state:?} ends in {now:?}");
@@ -279,12 +264,7 @@ mod tests {
     fn start_always_leads_to_a_process_when_the_dependencies_are_there() {
         for state in STATES {
             let mut now = state;
-            for event in [
-                Event::Start,
-                Event::EndedWell,
-                Event::Start,
-                Event::DependenciesUp,
-            ] {
+            for event in [Event::Start, Event::EndedWell, Event::Start, Event::DependenciesUp] {
                 now = now.after(event).map_or(now, |(next, _)| next);
             }
             assert!(now.has_process(), "{state:?} ends in {now:?}");
@@ -315,11 +295,7 @@ mod tests {
             (Oneshot, Never, false, Event::EndedBadly),
         ];
         for (kind, restart, success, expected) in cases {
-            assert_eq!(
-                ended(kind, restart, success),
-                expected,
-                "{kind:?} {restart:?} {success}"
-            );
+            assert_eq!(ended(kind, restart, success), expected, "{kind:?} {restart:?} {success}");
         }
     }
 
@@ -331,19 +307,11 @@ mod tests {
             assert_eq!(found, expected, "{requires:?} {after:?}");
         };
         check(&[], &[], Some(Event::DependenciesUp));
-        check(
-            &[Some(Running), Some(Done)],
-            &[Failed, Stopped, Backoff],
-            Some(Event::DependenciesUp),
-        );
+        check(&[Some(Running), Some(Done)], &[Failed, Stopped, Backoff], Some(Event::DependenciesUp));
         check(&[Some(Starting)], &[], None);
         check(&[Some(Backoff)], &[], None);
         check(&[], &[Waiting], None);
         check(&[None], &[Waiting], Some(Event::DependencyFailed));
-        check(
-            &[Some(Starting), Some(Failed)],
-            &[],
-            Some(Event::DependencyFailed),
-        );
+        check(&[Some(Starting), Some(Failed)], &[], Some(Event::DependencyFailed));
     }
 }

@@ -35,7 +35,6 @@ use crate::prepare::{NOTIFY_SOCKET, Prepared};
 use crate::service::ServiceFile;
 use crate::state::{self, Action, Event, State};
 use control::Control;
-use notify::Notify;
 use reap::End;
 use service::Service;
 
@@ -60,7 +59,6 @@ pub struct Supervisor {
     environment: BTreeMap<String, String>,
     signals: SignalFd,
     control: Control,
-    notify: Notify,
     prepared: Prepared,
     shutdown: Option<Shutdown>,
     /// Whether the monitor was told that the boot is over.
@@ -77,7 +75,7 @@ enum Source {
     Signals,
     Control,
     Client(usize),
-    Notify,
+    Notify(String),
     Output(String),
 }
 
@@ -96,16 +94,12 @@ impl Supervisor {
     /// Blocks the signals and opens the sockets: after it no request is lost.
     pub fn new(prepared: Prepared, environment: BTreeMap<String, String>) -> Result<Supervisor> {
         let signals = supervised_signals();
-        signals
-            .thread_set_mask()
-            .during(|| "block signals".into())?;
+        signals.thread_set_mask().during(|| "block signals".into())?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&signals, flags).during(|| "receive signals".into())?;
         std::fs::create_dir_all("/run/vsinit").during(|| "make /run/vsinit".into())?;
         let control = Path::new(init::control::SOCKET);
         let control = Control::bind(control).during(|| format!("bind {}", control.display()))?;
-        let notify = Notify::bind(Path::new(notify::SOCKET));
-        let notify = notify.during(|| format!("bind {}", notify::SOCKET))?;
         Ok(Supervisor {
             services: BTreeMap::new(),
             broken: BTreeMap::new(),
@@ -113,7 +107,6 @@ impl Supervisor {
             environment,
             signals,
             control,
-            notify,
             prepared,
             shutdown: None,
             told_ready: false,
@@ -137,8 +130,7 @@ impl Supervisor {
         };
         match ServiceFile::parse("rescue", &shell) {
             Ok(file) => {
-                self.services
-                    .insert("rescue".into(), Service::new("rescue", file));
+                self.services.insert("rescue".into(), Service::new("rescue", file));
                 self.feed("rescue", Event::Start);
             }
             Err(error) => log::error!("{error}"),
@@ -154,7 +146,7 @@ impl Supervisor {
                     Source::Signals => self.receive_signals(),
                     Source::Control => self.control.accept(),
                     Source::Client(index) => self.serve(index),
-                    Source::Notify => self.receive_notifications(),
+                    Source::Notify(name) => self.receive_notification(&name),
                     Source::Output(name) => self.drain(&name),
                 }
             }
@@ -167,60 +159,36 @@ impl Supervisor {
     fn wait(&self) -> Vec<Source> {
         let timeout = self.next_timer().map(|at| {
             let left = at.saturating_duration_since(Instant::now());
-            Timespec {
-                tv_sec: left.as_secs() as i64,
-                tv_nsec: i64::from(left.subsec_nanos()),
-            }
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
         });
-        let (sources, mut polled): (Vec<Source>, Vec<PollFd>) = self
-            .sources()
-            .map(|(source, fd)| (source, PollFd::from_borrowed_fd(fd, PollFlags::IN)))
-            .unzip();
+        let (sources, mut polled): (Vec<Source>, Vec<PollFd>) =
+            self.sources().map(|(source, fd)| (source, PollFd::from_borrowed_fd(fd, PollFlags::IN))).unzip();
         if poll(&mut polled, timeout.as_ref()).is_err() {
             return Vec::new();
         }
         let ready = polled.iter().map(|fd| !fd.revents().is_empty());
-        sources
-            .into_iter()
-            .zip(ready)
-            .filter_map(|(source, ready)| ready.then_some(source))
-            .collect()
+        sources.into_iter().zip(ready).filter_map(|(source, ready)| ready.then_some(source)).collect()
     }
 
     fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
-        let fixed = [
-            (Source::Signals, self.signals.as_fd()),
-            (Source::Notify, self.notify.as_fd()),
-        ];
+        let signals = [(Source::Signals, self.signals.as_fd())];
+        let notifies = self
+            .services
+            .iter()
+            .filter_map(|(name, service)| Some((Source::Notify(name.clone()), service.notify.as_ref()?.as_fd())));
         let outputs = self.services.iter().filter_map(|(name, service)| {
-            Some((
-                Source::Output(name.clone()),
-                service.output.as_ref()?.reader.as_fd(),
-            ))
+            Some((Source::Output(name.clone()), service.output.as_ref()?.reader.as_fd()))
         });
-        let clients = self
-            .control
-            .reading()
-            .map(|(index, fd)| (Source::Client(index), fd));
+        let clients = self.control.reading().map(|(index, fd)| (Source::Client(index), fd));
         // New clients last: they may push out old ones, whose indices were given above.
         let control = [(Source::Control, self.control.as_fd())];
-        fixed
-            .into_iter()
-            .chain(outputs)
-            .chain(clients)
-            .chain(control)
+        signals.into_iter().chain(notifies).chain(outputs).chain(clients).chain(control)
     }
 
     fn next_timer(&self) -> Option<Instant> {
-        let services = self
-            .services
-            .values()
-            .filter_map(|service| Some(service.timer?.0));
+        let services = self.services.values().filter_map(|service| Some(service.timer?.0));
         let shutdown = self.shutdown.iter().map(|shutdown| shutdown.deadline);
-        services
-            .chain(shutdown)
-            .chain(self.control.deadline())
-            .min()
+        services.chain(shutdown).chain(self.control.deadline()).min()
     }
 
     fn fire_timers(&mut self) {
@@ -255,10 +223,7 @@ impl Supervisor {
     fn reap(&mut self) {
         let mut ended = Vec::new();
         reap::collect(|pid, end| {
-            let of = self
-                .services
-                .iter()
-                .find(|(_, service)| service.pid == Some(pid));
+            let of = self.services.iter().find(|(_, service)| service.pid == Some(pid));
             ended.extend(of.map(|(name, _)| (name.clone(), end)));
         });
         for (name, end) in ended {
@@ -294,24 +259,10 @@ impl Supervisor {
         }
     }
 
-    fn receive_notifications(&mut self) {
-        while let Some(message) = self.notify.receive() {
-            if !message.ready {
-                continue;
-            }
-            let is_main = |pid| {
-                self.services
-                    .values()
-                    .any(|service| service.pid == Some(pid))
-            };
-            let Some(main) = notify::main_process(message.pid, is_main) else {
-                continue;
-            };
-            let of = |service: &Service| service.pid == Some(main) && service.file.notify;
-            let name = self.services.iter().find(|(_, service)| of(service));
-            if let Some(name) = name.map(|(name, _)| name.clone()) {
-                self.feed(&name, Event::Ready);
-            }
+    fn receive_notification(&mut self, name: &str) {
+        let notify = self.services.get(name).and_then(|service| service.notify.as_ref());
+        if notify.is_some_and(notify::Notify::receive) {
+            self.feed(name, Event::Ready);
         }
     }
 
@@ -365,15 +316,11 @@ impl Supervisor {
             }
             self.feed(&name, event);
         }
-        self.services
-            .retain(|_, service| !service.removed || !service.state.is_down());
+        self.services.retain(|_, service| !service.removed || !service.state.is_down());
         self.answer_waiting();
         self.tell_ready();
         if let Some(shutdown) = &self.shutdown {
-            let down = self
-                .services
-                .values()
-                .all(|service| service.state.is_down());
+            let down = self.services.values().all(|service| service.state.is_down());
             if down || shutdown.deadline <= Instant::now() {
                 power::finish(shutdown.power);
             }
@@ -407,10 +354,7 @@ impl Supervisor {
             return;
         };
         let missing = service.file.requires.iter().find(|name| !is_up(name));
-        let message = format!(
-            "requires '{}', which is not up",
-            missing.map_or("", |name| name)
-        );
+        let message = format!("requires '{}', which is not up", missing.map_or("", |name| name));
         log::warn!("{name}: {message}");
         if let Some(service) = self.services.get_mut(name) {
             service.last = Some(message);
@@ -420,11 +364,7 @@ impl Supervisor {
     /// Wants everything down, then the server.
     fn shut_down(&mut self, power: Power) {
         log::info!("shutting down to {}", power.as_str());
-        let slowest = self
-            .services
-            .values()
-            .map(|service| service.file.stop_timeout_ms)
-            .max();
+        let slowest = self.services.values().map(|service| service.file.stop_timeout_ms).max();
         // One after the other in the worst case; each is killed at its own time-out.
         let longest = Duration::from_millis(slowest.unwrap_or(0)) * self.services.len() as u32;
         match &mut self.shutdown {
@@ -434,36 +374,22 @@ impl Supervisor {
                 *shutdown = Some(Shutdown { power, deadline });
             }
         }
-        self.services
-            .values_mut()
-            .for_each(|service| service.down = true);
+        self.services.values_mut().for_each(|service| service.down = true);
     }
 
     /// Tells the monitor once that every service has got somewhere.
     fn tell_ready(&mut self) {
-        if self.told_ready
-            || !self
-                .services
-                .values()
-                .all(|service| service.state.is_settled())
-        {
+        if self.told_ready || !self.services.values().all(|service| service.state.is_settled()) {
             return;
         }
         self.told_ready = true;
-        let up = self
-            .services
-            .values()
-            .filter(|service| service.state.is_up())
-            .count();
+        let up = self.services.values().filter(|service| service.state.is_up()).count();
         let total = self.services.len() + self.broken.len();
         log::info!("{up} of {total} services are up");
         let send = || {
             let socket = std::os::unix::net::UnixDatagram::unbound()?;
             socket.set_nonblocking(true)?;
-            socket.send_to(
-                format!("READY=1\nSTATUS={up}/{total} services").as_bytes(),
-                NOTIFY_SOCKET,
-            )
+            socket.send_to(format!("READY=1\nSTATUS={up}/{total} services").as_bytes(), NOTIFY_SOCKET)
         };
         if let Err(error) = send() {
             log::warn!("cannot tell the monitor that the boot is over: {error}");

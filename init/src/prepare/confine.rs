@@ -29,20 +29,13 @@ pub fn confine(handover: &Handover) -> Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
         joined => joined.during(|| "leave the host's session keyring".into())?,
     }
-    LIMITS
-        .iter()
-        .for_each(|(resource, soft, hard)| limit(*resource, *soft, *hard));
+    LIMITS.iter().for_each(|(resource, soft, hard)| limit(*resource, *soft, *hard));
     // The bounding set before the filter: the filter may refuse prctl's more exotic uses.
     let keep = Set::from_bits(handover.capabilities);
     capability::limit_bounding(keep).during(|| "limit the capabilities".into())?;
     if let Some(profile) = handover.seccomp {
-        let profile = Profile {
-            migratable: profile.migratable,
-            privileged: profile.privileged,
-        };
-        Filter::compile(&profile)
-            .install()
-            .during(|| "install the system-call filter".into())?;
+        let profile = Profile { migratable: profile.migratable, privileged: profile.privileged };
+        Filter::compile(&profile).install().during(|| "install the system-call filter".into())?;
     }
     // After the filter, which takes CAP_SYS_ADMIN to install.
     limit_own(keep).during(|| "limit the capabilities".into())
@@ -53,21 +46,14 @@ pub fn confine(handover: &Handover) -> Result<()> {
 fn limit_own(keep: Set) -> rustix::io::Result<()> {
     let permitted = rustix::thread::capabilities(None)?.permitted;
     let kept = CapabilitySet::from_bits_retain(keep.bits() & permitted.bits());
-    let sets = CapabilitySets {
-        effective: kept,
-        permitted: kept,
-        inheritable: CapabilitySet::empty(),
-    };
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets)
 }
 
 /// Sets a limit as far as this process may: raising a hard one takes a right that a user
 /// namespace never has.
 fn limit(resource: Resource, soft: Option<u64>, hard: Option<u64>) {
-    let wanted = Rlimit {
-        current: soft,
-        maximum: hard,
-    };
+    let wanted = Rlimit { current: soft, maximum: hard };
     if setrlimit(resource, wanted).is_ok() {
         return;
     }
@@ -77,10 +63,7 @@ fn limit(resource: Resource, soft: Option<u64>, hard: Option<u64>) {
         (limit, None) => limit,
         (None, ceiling) => ceiling,
     };
-    let clamped = Rlimit {
-        current: lower(soft),
-        maximum: lower(hard),
-    };
+    let clamped = Rlimit { current: lower(soft), maximum: lower(hard) };
     if let Err(error) = setrlimit(resource, clamped) {
         log::debug!("limit of {resource:?}: {error}");
     }

@@ -39,9 +39,7 @@ fn open_one(path: &str) -> Result<(OwnedFd, String)> {
     let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::from_raw_mode(0o600)).during(failed)?;
     let slave = Path::new(DEVPTS).join(number.to_string());
-    Tree::clone_of(&slave)
-        .and_then(|tree| tree.attach(Path::new(path)))
-        .during(failed)?;
+    Tree::clone_of(&slave).and_then(|tree| tree.attach(Path::new(path))).during(failed)?;
     Ok((master.into(), format!("pts/{number}")))
 }
 
@@ -52,8 +50,7 @@ fn open_one(path: &str) -> Result<(OwnedFd, String)> {
 pub fn take_console(nonblocking: bool) -> Result<()> {
     let mut flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     flags.set(OFlags::NONBLOCK, nonblocking);
-    let console =
-        rustix::fs::open(CONSOLE, flags, Mode::empty()).during(|| format!("open {CONSOLE}"))?;
+    let console = rustix::fs::open(CONSOLE, flags, Mode::empty()).during(|| format!("open {CONSOLE}"))?;
     for number in 0..=2 {
         place_descriptor(&console, number).during(|| format!("use {CONSOLE}"))?;
     }

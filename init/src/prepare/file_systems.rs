@@ -20,32 +20,15 @@ struct Mount {
     attributes: Attributes,
 }
 
-const KERNEL: Attributes = Attributes::NOSUID
-    .union(Attributes::NODEV)
-    .union(Attributes::NOEXEC);
+const KERNEL: Attributes = Attributes::NOSUID.union(Attributes::NODEV).union(Attributes::NOEXEC);
 
 /// In the order of mounting: what lies in another comes after it.
 const MOUNTS: [Mount; 8] = [
-    Mount {
-        target: "/proc",
-        kind: "proc",
-        options: &[],
-        attributes: KERNEL,
-    },
+    Mount { target: "/proc", kind: "proc", options: &[], attributes: KERNEL },
     // Read-only: what can be set there belongs to the host.
-    Mount {
-        target: "/sys",
-        kind: "sysfs",
-        options: &[],
-        attributes: KERNEL.union(Attributes::READ_ONLY),
-    },
+    Mount { target: "/sys", kind: "sysfs", options: &[], attributes: KERNEL.union(Attributes::READ_ONLY) },
     // The server's own subtree, because it has a cgroup namespace; writable, systemd needs it.
-    Mount {
-        target: "/sys/fs/cgroup",
-        kind: "cgroup2",
-        options: &[],
-        attributes: KERNEL,
-    },
+    Mount { target: "/sys/fs/cgroup", kind: "cgroup2", options: &[], attributes: KERNEL },
     // Only nodes, links and mount points go there. The nodes are mounts of the host's, with
     // attributes of their own.
     Mount {
@@ -68,12 +51,7 @@ const MOUNTS: [Mount; 8] = [
         options: &["mode=1777"],
         attributes: Attributes::NOSUID.union(Attributes::NODEV),
     },
-    Mount {
-        target: "/dev/mqueue",
-        kind: "mqueue",
-        options: &[],
-        attributes: KERNEL,
-    },
+    Mount { target: "/dev/mqueue", kind: "mqueue", options: &[], attributes: KERNEL },
     Mount {
         target: "/run",
         kind: "tmpfs",
@@ -137,8 +115,7 @@ pub fn fill_run(handover: &Handover) -> Result<()> {
 /// Makes a directory with a mode that the umask does not change.
 pub fn directory(path: &str, mode: u32) -> Result<()> {
     let made = DirBuilder::new().recursive(true).mode(mode).create(path);
-    made.and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)))
-        .during(|| format!("make {path}"))
+    made.and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode))).during(|| format!("make {path}"))
 }
 
 fn write(path: &str, text: &str) -> Result<()> {

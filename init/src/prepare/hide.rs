@@ -59,16 +59,9 @@ fn exists(path: &Path) -> bool {
 }
 
 fn mask(path: &Path) -> kernel::Result<()> {
-    let cover = if path.is_dir() {
-        EMPTY_DIRECTORY
-    } else {
-        EMPTY_FILE
-    };
+    let cover = if path.is_dir() { EMPTY_DIRECTORY } else { EMPTY_FILE };
     let tree = Tree::clone_of(Path::new(cover))?;
-    tree.set_attributes(
-        Attributes::READ_ONLY | Attributes::NOSUID | Attributes::NODEV | Attributes::NOEXEC,
-        false,
-    )?;
+    tree.set_attributes(Attributes::READ_ONLY | Attributes::NOSUID | Attributes::NODEV | Attributes::NOEXEC, false)?;
     tree.attach(path)
 }
 
@@ -79,22 +72,15 @@ fn make_read_only(path: &Path) -> kernel::Result<()> {
     let tree = Tree::clone_recursive(path)?;
     tree.set_attributes(Attributes::READ_ONLY, true)?;
     tree.attach(path)?;
-    own.into_iter()
-        .try_for_each(|(path, tree)| tree.attach(path))
+    own.into_iter().try_for_each(|(path, tree)| tree.attach(path))
 }
 
 fn own_settings_below(path: &Path) -> kernel::Result<Vec<(&'static Path, Tree)>> {
-    let own = OWN_SETTINGS
-        .iter()
-        .map(Path::new)
-        .filter(|own| own.starts_with(path));
+    let own = OWN_SETTINGS.iter().map(Path::new).filter(|own| own.starts_with(path));
     // A file that the host's root owns could not be written anyway: one mount less.
     let writable = |own: &&Path| {
         let flags = rustix::fs::AtFlags::EACCESS;
         own.is_dir() || rustix::fs::accessat(CWD, *own, Access::WRITE_OK, flags).is_ok()
     };
-    own.filter(|own| exists(own))
-        .filter(writable)
-        .map(|own| Ok((own, Tree::clone_recursive(own)?)))
-        .collect()
+    own.filter(|own| exists(own)).filter(writable).map(|own| Ok((own, Tree::clone_recursive(own)?))).collect()
 }

@@ -113,10 +113,7 @@ mod tests {
         file(&root, Path::new("/top")).unwrap();
         directory(&root, Path::new("/a/b/c")).unwrap();
         assert!(temp.path().join("root/a/b/c").is_dir());
-        assert_eq!(
-            std::fs::read(temp.path().join("root/a/d/e.txt")).unwrap(),
-            b""
-        );
+        assert_eq!(std::fs::read(temp.path().join("root/a/d/e.txt")).unwrap(), b"");
         assert!(temp.path().join("root/top").is_file());
     }
 

@@ -43,10 +43,7 @@ impl std::fmt::Display for Limit {
 }
 
 #[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected a number, \"unlimited\" or \"SOFT:HARD\""
-)]
+#[serde(untagged, expecting = "expected a number, \"unlimited\" or \"SOFT:HARD\"")]
 enum Written {
     Number(u64),
     Text(String),
@@ -58,18 +55,12 @@ impl TryFrom<Written> for Limit {
     fn try_from(written: Written) -> Result<Self, Self::Error> {
         let text = match written {
             Written::Number(n) => {
-                return Ok(Limit {
-                    soft: Some(n),
-                    hard: Some(n),
-                });
+                return Ok(Limit { soft: Some(n), hard: Some(n) });
             }
             Written::Text(text) => text,
         };
         let (soft, hard) = text.split_once(':').unwrap_or((&text, &text));
-        let limit = Limit {
-            soft: value(soft)?,
-            hard: value(hard)?,
-        };
+        let limit = Limit { soft: value(soft)?, hard: value(hard)? };
         match (limit.soft, limit.hard) {
             (None, Some(_)) => Err("the soft limit is above the hard one"),
             (Some(soft), Some(hard)) if soft > hard => Err("the soft limit is above the hard one"),
@@ -81,10 +72,7 @@ impl TryFrom<Written> for Limit {
 fn value(text: &str) -> Result<Option<u64>, &'static str> {
     match text {
         "unlimited" => Ok(None),
-        _ => text
-            .parse()
-            .map(Some)
-            .map_err(|_| "expected a number or \"unlimited\""),
+        _ => text.parse().map(Some).map_err(|_| "expected a number or \"unlimited\""),
     }
 }
 
@@ -95,27 +83,9 @@ mod tests {
     #[test]
     fn limits() {
         let limit = |text: &str| Limit::try_from(Written::Text(text.into()));
-        assert_eq!(
-            limit("1024:4096"),
-            Ok(Limit {
-                soft: Some(1024),
-                hard: Some(4096)
-            })
-        );
-        assert_eq!(
-            limit("0:unlimited"),
-            Ok(Limit {
-                soft: Some(0),
-                hard: None
-            })
-        );
-        assert_eq!(
-            limit("unlimited"),
-            Ok(Limit {
-                soft: None,
-                hard: None
-            })
-        );
+        assert_eq!(limit("1024:4096"), Ok(Limit { soft: Some(1024), hard: Some(4096) }));
+        assert_eq!(limit("0:unlimited"), Ok(Limit { soft: Some(0), hard: None }));
+        assert_eq!(limit("unlimited"), Ok(Limit { soft: None, hard: None }));
         for bad in ["", "x", "1:", "5:4", "unlimited:1", "-1", "1:2:3"] {
             assert!(limit(bad).is_err(), "{bad}");
         }

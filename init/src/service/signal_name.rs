@@ -65,19 +65,9 @@ impl SignalName {
             return Some(*number);
         }
         let number = if let Some(offset) = name.strip_prefix("RTMIN") {
-            RTMIN
-                + if offset.is_empty() {
-                    0
-                } else {
-                    offset.strip_prefix('+')?.parse().ok()?
-                }
+            RTMIN + if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse().ok()? }
         } else if let Some(offset) = name.strip_prefix("RTMAX") {
-            RTMAX
-                - if offset.is_empty() {
-                    0
-                } else {
-                    offset.strip_prefix('-')?.parse().ok()?
-                }
+            RTMAX - if offset.is_empty() { 0 } else { offset.strip_prefix('-')?.parse().ok()? }
         } else {
             return None;
         };

@@ -48,73 +48,37 @@ fn every_key_is_read() {
         "#,
     );
     assert_eq!(service.exec.as_slice()[2], "daemon off;");
-    assert_eq!(
-        service.dependencies().collect::<Vec<_>>(),
-        ["syslogd", "network"]
-    );
+    assert_eq!(service.dependencies().collect::<Vec<_>>(), ["syslogd", "network"]);
     assert_eq!(service.restart_policy(), Restart::OnFailure);
     assert_eq!(service.limits[&Resource::Nofile].soft, Some(65536));
-    assert_eq!(
-        service.limits[&Resource::Core],
-        Limit {
-            soft: Some(0),
-            hard: None
-        }
-    );
+    assert_eq!(service.limits[&Resource::Core], Limit { soft: Some(0), hard: None });
     assert_eq!(service.stop_signal.number(), 3);
     assert!(service.notify);
 }
 
 #[test]
 fn a_oneshot_runs_once() {
-    assert_eq!(
-        parse("exec = 'a'\nkind = 'oneshot'").restart_policy(),
-        Restart::Never
-    );
+    assert_eq!(parse("exec = 'a'\nkind = 'oneshot'").restart_policy(), Restart::Never);
 }
 
 #[test]
 fn messages_name_the_place_and_the_nearest_key() {
     let cases = [
-        (
-            "exec = 'a'\n  exce = 'b'",
-            "x.toml:2:3: unknown key 'exce', did you mean 'exec'?",
-        ),
+        ("exec = 'a'\n  exce = 'b'", "x.toml:2:3: unknown key 'exce', did you mean 'exec'?"),
         ("exec = 'a'\nrestart_delay = 1", "restart_delay_ms"),
         ("exec = 'a'\ncolour = 1", "x.toml:2:1: unknown key 'colour'"),
-        (
-            "exec = 'a'\nkind = 'demon'",
-            "x.toml:2:8: unknown variant `demon`",
-        ),
-        (
-            "exec = 1",
-            "x.toml:1:8: expected a string or an array of strings",
-        ),
+        ("exec = 'a'\nkind = 'demon'", "x.toml:2:8: unknown variant `demon`"),
+        ("exec = 1", "x.toml:1:8: expected a string or an array of strings"),
         ("exec = ''", "x.toml:1:8: the command is empty"),
         ("exec = \"'\"", "x.toml:1:8: a quote is not closed"),
-        (
-            "exec = 'a'\nstop_signal = 'SIGFOO'",
-            "x.toml:2:15: unknown signal",
-        ),
+        ("exec = 'a'\nstop_signal = 'SIGFOO'", "x.toml:2:15: unknown signal"),
         ("exec = 'a'\n[limits]\nnofle = 1", "x.toml:3:1: "),
-        (
-            "exec = 'a'\n[limits]\nnofile = '9:1'",
-            "x.toml:3:10: the soft limit is above",
-        ),
+        ("exec = 'a'\n[limits]\nnofile = '9:1'", "x.toml:3:10: the soft limit is above"),
         ("exec = 'a", "x.toml:1:"),
         ("kind = 'oneshot'", "missing field `exec`"),
-        (
-            "exec = 'a'\ndir = 'tmp'",
-            "x.toml: dir is not an absolute path",
-        ),
-        (
-            "exec = 'a'\nkind = 'oneshot'\nnotify = true",
-            "x.toml: a oneshot is up when",
-        ),
-        (
-            "exec = 'a'\nkind = 'oneshot'\nrestart = 'always'",
-            "would never be up",
-        ),
+        ("exec = 'a'\ndir = 'tmp'", "x.toml: dir is not an absolute path"),
+        ("exec = 'a'\nkind = 'oneshot'\nnotify = true", "x.toml: a oneshot is up when"),
+        ("exec = 'a'\nkind = 'oneshot'\nrestart = 'always'", "would never be up"),
         ("exec = 'a'\nrestart_delay_ms = 40000", "longer than"),
     ];
     for (text, expected) in cases {
@@ -128,17 +92,7 @@ fn names() {
     for good in ["syslogd", "getty@tty1", "a.b-c_d", "0"] {
         assert!(is_name(good), "{good}");
     }
-    for bad in [
-        "",
-        ".",
-        "..",
-        "a/b",
-        "-x",
-        "a b",
-        "é",
-        "a\n",
-        &"x".repeat(65),
-    ] {
+    for bad in ["", ".", "..", "a/b", "-x", "a b", "é", "a\n", &"x".repeat(65)] {
         assert!(!is_name(bad), "{bad:?}");
     }
 }

@@ -76,10 +76,7 @@ mod tests {
         let check = |text, expected: &[&str]| assert_eq!(split(text).unwrap(), expected, "{text}");
         check("", &[]);
         check("  /bin/true  ", &["/bin/true"]);
-        check(
-            "sh -c 'echo  hi; exit 1'",
-            &["sh", "-c", "echo  hi; exit 1"],
-        );
+        check("sh -c 'echo  hi; exit 1'", &["sh", "-c", "echo  hi; exit 1"]);
         check("a \"it's\" ''", &["a", "it's", ""]);
         check("--name='x y'z", &["--name=x yz"]);
         check("$HOME *.c a\\ b", &["$HOME", "*.c", "a\\", "b"]);

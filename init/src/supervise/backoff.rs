@@ -31,10 +31,7 @@ mod tests {
         }
         let millis: Vec<u128> = pauses.iter().map(Duration::as_millis).collect();
         assert_eq!(millis, [100, 200, 400, 800, 1000, 1000]);
-        assert_eq!(
-            delay(&file, pauses.last().copied(), Duration::from_secs(10)).as_millis(),
-            100
-        );
+        assert_eq!(delay(&file, pauses.last().copied(), Duration::from_secs(10)).as_millis(), 100);
     }
 
     #[test]

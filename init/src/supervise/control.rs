@@ -60,10 +60,7 @@ impl Control {
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
-        Ok(Control {
-            listener,
-            clients: Vec::new(),
-        })
+        Ok(Control { listener, clients: Vec::new() })
     }
 
     /// Takes new connections; indices may change.
@@ -76,12 +73,7 @@ impl Control {
             if stream.set_nonblocking(true).is_ok() {
                 let since = Instant::now();
                 let request = Vec::new();
-                self.clients.push(Client {
-                    stream,
-                    request,
-                    since,
-                    phase: Phase::Reading,
-                });
+                self.clients.push(Client { stream, request, since, phase: Phase::Reading });
             }
         }
     }
@@ -89,9 +81,7 @@ impl Control {
     /// The connections that are still to say something.
     pub fn reading(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
         let clients = self.clients.iter().enumerate();
-        clients
-            .filter(|(_, c)| c.phase == Phase::Reading)
-            .map(|(i, c)| (i, c.stream.as_fd()))
+        clients.filter(|(_, c)| c.phase == Phase::Reading).map(|(i, c)| (i, c.stream.as_fd()))
     }
 
     /// Reads on; the request when it is complete.
@@ -139,25 +129,17 @@ impl Control {
             Phase::Waiting(goal) => Some(goal.clone()),
             _ => None,
         };
-        self.clients
-            .iter()
-            .enumerate()
-            .filter_map(|(i, c)| Some((i, goal(c)?)))
-            .collect()
+        self.clients.iter().enumerate().filter_map(|(i, c)| Some((i, goal(c)?))).collect()
     }
 
     /// Forgets the connections that are over; indices change.
     pub fn drop_finished(&mut self) {
-        self.clients
-            .retain(|client| client.phase != Phase::Finished);
+        self.clients.retain(|client| client.phase != Phase::Finished);
     }
 
     /// When the next silent client loses its connection.
     pub fn deadline(&self) -> Option<Instant> {
-        let reading = self
-            .clients
-            .iter()
-            .filter(|client| client.phase == Phase::Reading);
+        let reading = self.clients.iter().filter(|client| client.phase == Phase::Reading);
         reading.map(|client| client.since + REQUEST_TIMEOUT).min()
     }
 
@@ -189,12 +171,7 @@ fn send(stream: &UnixStream, reply: &Reply, descriptors: &[BorrowedFd]) -> io::R
         ancillary.push(rights);
     }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    let sent = sendmsg(
-        stream,
-        &[IoSlice::new(text.as_bytes())],
-        &mut ancillary,
-        flags,
-    )?;
+    let sent = sendmsg(stream, &[IoSlice::new(text.as_bytes())], &mut ancillary, flags)?;
     match sent == text.len() {
         true => Ok(()),
         false => Err(io::Error::from(io::ErrorKind::WriteZero)),
@@ -235,9 +212,7 @@ mod tests {
     fn nonsense_and_length_are_refused() {
         use std::io::Write;
         let (_directory, mut control, mut client) = pair();
-        client
-            .write_all(&vec![b'#'; MAX_REQUEST_BYTES + 1])
-            .unwrap();
+        client.write_all(&vec![b'#'; MAX_REQUEST_BYTES + 1]).unwrap();
         assert_eq!(control.read(0), Some(Err("the request is too long".into())));
         assert!(parse(b"request = \"explode\"").is_err());
         assert!(parse(b"request = \"stop\"\nname = \"a\"\nx = 1").is_err());
@@ -248,9 +223,7 @@ mod tests {
     fn too_many_clients_push_out_the_oldest() {
         let (directory, mut control, first) = pair();
         let path = directory.path().join("control");
-        let others: Vec<UnixStream> = (0..MAX_CLIENTS)
-            .map(|_| UnixStream::connect(&path).unwrap())
-            .collect();
+        let others: Vec<UnixStream> = (0..MAX_CLIENTS).map(|_| UnixStream::connect(&path).unwrap()).collect();
         control.accept();
         assert_eq!(control.clients.len(), MAX_CLIENTS);
         let mut first = first;

@@ -24,14 +24,16 @@ impl Supervisor {
             Ok(found) => found,
             Err(error) => return log::error!("{}", chain(&error)),
         };
+        for (_, service) in self.services.iter_mut().filter(|(name, _)| !found.contains_key(*name)) {
+            service.removed = true;
+            service.down = true;
+        }
         self.broken.clear();
         let mut fresh = Vec::new();
-        for service in self.services.values_mut() {
-            service.removed = true;
-        }
         for (name, file) in found {
             match file {
                 Ok(file) => fresh.extend(self.take(name, file)),
+                // A service that was read before goes on as it was.
                 Err(error) => {
                     let message = chain(&error);
                     log::error!("{message}");
@@ -39,37 +41,36 @@ impl Supervisor {
                 }
             }
         }
-        for service in self.services.values_mut().filter(|service| service.removed) {
-            service.down = true;
-        }
-        self.find_cycles();
+        fresh.extend(self.find_cycles());
         for name in fresh {
-            self.feed(&name, Event::Start);
+            self.want_up(&name, Event::Start);
         }
     }
 
-    /// Takes one definition; the name comes back when the service is new.
+    /// Takes one definition; the name comes back when the service is new, or was on its way out.
     fn take(&mut self, name: String, file: ServiceFile) -> Option<String> {
         if let Some(service) = self.services.get_mut(&name) {
             service.file = file;
-            service.removed = false;
-            return None;
+            return std::mem::take(&mut service.removed).then_some(name);
         }
-        self.services
-            .insert(name.clone(), Service::new(&name, file));
+        self.services.insert(name.clone(), Service::new(&name, file));
         Some(name)
     }
 
     /// Marks the services that wait for each other; they fail, and the message names the cycle.
-    fn find_cycles(&mut self) {
+    /// Those that were marked before and are free now come back: they are to start.
+    fn find_cycles(&mut self) -> Vec<String> {
         let mut graph = order::Graph::new();
         for (name, service) in &self.services {
             let before: BTreeSet<String> = service.file.dependencies().map(String::from).collect();
             graph.insert(name.clone(), before);
         }
-        self.services
-            .values_mut()
-            .for_each(|service| service.cycle = None);
+        let mut freed = Vec::new();
+        for (name, service) in &mut self.services {
+            if service.cycle.take().is_some() {
+                freed.push(name.clone());
+            }
+        }
         for cycle in order::cycles(&graph) {
             let text = order::display(&cycle);
             log::error!("not started, because they come after each other: {text}");
@@ -85,6 +86,8 @@ impl Supervisor {
                 }
             }
         }
+        freed.retain(|name| self.services.get(name).is_some_and(|service| service.cycle.is_none()));
+        freed
     }
 }
 
@@ -101,21 +104,14 @@ fn read_directory(directory: &Path) -> Result<BTreeMap<String, Result<ServiceFil
         if path.extension().is_none_or(|extension| extension != "toml") {
             continue;
         }
-        let name = path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         // Editors' and package managers' left-overs.
         if name.starts_with('.') {
             continue;
         }
         let file = match is_name(&name) {
             true => read_file(&path),
-            false => Err(Failure::new(format!(
-                "{}: not a service's name",
-                path.display()
-            ))),
+            false => Err(Failure::new(format!("{}: not a service's name", path.display()))),
         };
         found.insert(name, file);
     }
@@ -126,9 +122,7 @@ fn read_file(path: &Path) -> Result<ServiceFile> {
     let shown = path.display().to_string();
     let size = std::fs::metadata(path).during(|| shown.clone())?.len();
     if size > MAX_FILE_BYTES {
-        return Err(Failure::new(format!(
-            "{shown}: longer than {MAX_FILE_BYTES} bytes"
-        )));
+        return Err(Failure::new(format!("{shown}: longer than {MAX_FILE_BYTES} bytes")));
     }
     let text = std::fs::read_to_string(path).during(|| shown.clone())?;
     ServiceFile::parse(&shown, &text).map_err(|error| Failure::new(error.to_string()))
@@ -152,25 +146,9 @@ mod tests {
         let found = read_directory(directory.path()).unwrap();
         let names: Vec<(&str, bool)> = found.iter().map(|(n, f)| (n.as_str(), f.is_ok())).collect();
         let bad = |name| (name, false);
-        assert_eq!(
-            names,
-            [
-                bad("bad"),
-                bad("dir"),
-                ("good", true),
-                bad("has space"),
-                bad("huge")
-            ]
-        );
+        assert_eq!(names, [bad("bad"), bad("dir"), ("good", true), bad("has space"), bad("huge")]);
         let message = found["bad"].as_ref().unwrap_err().to_string();
-        assert!(
-            message.contains("bad.toml:1:1: unknown key 'exce', did you mean 'exec'?"),
-            "{message}"
-        );
-        assert!(
-            read_directory(Path::new("/nonexistent"))
-                .unwrap()
-                .is_empty()
-        );
+        assert!(message.contains("bad.toml:1:1: unknown key 'exce', did you mean 'exec'?"), "{message}");
+        assert!(read_directory(Path::new("/nonexistent")).unwrap().is_empty());
     }
 }

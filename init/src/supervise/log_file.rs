@@ -35,13 +35,7 @@ struct Open {
 impl LogFile {
     /// No effect until the first [`LogFile::append`].
     pub fn new(path: PathBuf, limit_bytes: u64) -> Self {
-        LogFile {
-            path,
-            limit_bytes,
-            open: None,
-            column: 0,
-            complained: false,
-        }
+        LogFile { path, limit_bytes, open: None, column: 0, complained: false }
     }
 
     /// Writes what a service printed; on failure it is lost, and the console says so once.
@@ -77,11 +71,7 @@ impl LogFile {
     }
 
     fn write(&mut self, text: &[u8]) -> std::io::Result<()> {
-        if self
-            .open
-            .as_ref()
-            .is_some_and(|open| open.size >= self.limit_bytes)
-        {
+        if self.open.as_ref().is_some_and(|open| open.size >= self.limit_bytes) {
             // Not in the middle of a line if it can be helped: the next piece is soon enough.
             self.open = None;
             std::fs::rename(&self.path, rotated(&self.path))?;
@@ -108,11 +98,7 @@ fn open(path: &Path) -> std::io::Result<Open> {
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory)?;
     }
-    let file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .open(path)?;
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
     let size = file.metadata()?.len();
     Ok(Open { file, size })
 }
@@ -133,10 +119,7 @@ fn last_lines(text: &str, lines: usize, limit_bytes: usize) -> &str {
     if lines == 0 {
         return "";
     }
-    let start = text
-        .rmatch_indices('\n')
-        .nth(lines - 1)
-        .map_or(0, |(index, _)| index + 1);
+    let start = text.rmatch_indices('\n').nth(lines - 1).map_or(0, |(index, _)| index + 1);
     let mut cut = text.len().saturating_sub(limit_bytes).max(start);
     while !text.is_char_boundary(cut) {
         cut += 1;
@@ -145,9 +128,7 @@ fn last_lines(text: &str, lines: usize, limit_bytes: usize) -> &str {
 }
 
 fn now_s() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// `2026-11-23T15:30:27Z`: seconds since 1970 as UTC. No time zone is looked up: that would read
@@ -205,10 +186,7 @@ mod tests {
         let mut log = LogFile::new("x".into(), 0);
         let mut text = log.stamped(b"one\ntw", "T");
         text.extend(log.stamped(b"o\n\nthree", "T"));
-        assert_eq!(
-            String::from_utf8(text).unwrap(),
-            "T one\nT two\nT \nT three"
-        );
+        assert_eq!(String::from_utf8(text).unwrap(), "T one\nT two\nT \nT three");
     }
 
     #[test]
@@ -232,10 +210,7 @@ mod tests {
             assert!(std::fs::metadata(file).unwrap().len() < 1100);
         }
         let last = tail(&path, 3, 10_000);
-        let ends: Vec<&str> = last
-            .lines()
-            .map(|line| line.split_once("Z ").unwrap().1)
-            .collect();
+        let ends: Vec<&str> = last.lines().map(|line| line.split_once("Z ").unwrap().1).collect();
         assert_eq!(ends, ["line 197", "line 198", "line 199"]);
     }
 

@@ -1,100 +1,73 @@
-//! Readiness: the socket on which services say `READY=1`, as sd_notify(3) has it.
+//! Readiness: the socket on which a service says `READY=1`, as sd_notify(3) has it.
 //!
-//! The kernel tells who sent; a message counts for the service whose process that is or descends
-//! from. Other words than `READY=1` are accepted and not used.
+//! Every service with `notify = true` has a socket of its own, so who sent needs no guessing: the
+//! sender may be a short-lived child that is gone before anybody could look it up. Other words
+//! than `READY=1` are accepted and not used.
 
-use std::io::IoSliceMut;
+use std::fs::Permissions;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, setsockopt, sockopt};
-use std::os::fd::AsRawFd;
+/// Where the sockets are.
+const DIRECTORY: &str = "/run/vsinit/notify";
 
-/// Where services send, `NOTIFY_SOCKET` in their environment.
-pub const SOCKET: &str = "/run/vsinit/notify";
-
-/// How far a sender may be below a service's main process.
-const MAX_DEPTH: usize = 16;
-
-/// The receiving end.
-pub struct Notify(UnixDatagram);
-
-/// One message.
-pub struct Message {
-    /// The sender, as the guest numbers it.
-    pub pid: i32,
-    /// Whether it says that the service is ready.
-    pub ready: bool,
+/// The receiving end of one service.
+pub struct Notify {
+    socket: UnixDatagram,
+    path: PathBuf,
 }
 
 impl Notify {
-    /// Binds the socket; services of any user may send to it.
-    pub fn bind(path: &Path) -> std::io::Result<Notify> {
-        let _ = std::fs::remove_file(path);
-        let socket = UnixDatagram::bind(path)?;
-        std::fs::set_permissions(path, PermissionsExt::from_mode(0o666))?;
-        socket.set_nonblocking(true)?;
-        setsockopt(&socket, sockopt::PassCred, &true)?;
-        Ok(Notify(socket))
+    /// A new socket for the service's next process; what was sent to an older one is forgotten.
+    pub fn open(service: &str) -> std::io::Result<Notify> {
+        std::fs::create_dir_all(DIRECTORY)?;
+        Notify::bind(Path::new(DIRECTORY).join(service))
     }
 
-    /// The next message, if one is there.
-    pub fn receive(&self) -> Option<Message> {
+    fn bind(path: PathBuf) -> std::io::Result<Notify> {
+        let _ = std::fs::remove_file(&path);
+        let socket = UnixDatagram::bind(&path)?;
+        // Root's until the service's user gets it.
+        std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        socket.set_nonblocking(true)?;
+        Ok(Notify { socket, path })
+    }
+
+    /// `NOTIFY_SOCKET` in the service's environment.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes all messages that are there. `true`: one of them says that the service is ready.
+    ///
+    /// Descriptors that come along are closed by the kernel, which is what sd_notify_barrier(3)
+    /// waits for.
+    pub fn receive(&self) -> bool {
         let mut bytes = [0; 1024];
-        let mut slices = [IoSliceMut::new(&mut bytes)];
-        // Room for credentials only: descriptors that somebody attaches are dropped by the kernel.
-        let mut space = nix::cmsg_space!(nix::sys::socket::UnixCredentials);
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        let received =
-            recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut slices, Some(&mut space), flags).ok()?;
-        let length = received.bytes;
-        let pid = received.cmsgs().ok()?.find_map(|message| match message {
-            ControlMessageOwned::ScmCredentials(credentials) => Some(credentials.pid()),
-            _ => None,
-        });
-        let ready = says_ready(bytes.get(..length)?);
-        Some(Message {
-            pid: pid.unwrap_or(0),
-            ready,
-        })
+        let mut ready = false;
+        while let Ok(length) = self.socket.recv(&mut bytes) {
+            ready |= says_ready(bytes.get(..length).unwrap_or_default());
+        }
+        ready
     }
 }
 
 impl AsFd for Notify {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Notify {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 
 fn says_ready(message: &[u8]) -> bool {
-    message
-        .split(|byte| *byte == b'\n')
-        .any(|line| line == b"READY=1")
-}
-
-/// The first of `pid` and its ancestors for which `is_main` holds.
-pub fn main_process(pid: i32, is_main: impl Fn(i32) -> bool) -> Option<i32> {
-    let mut pid = pid;
-    for _ in 0..MAX_DEPTH {
-        if is_main(pid) {
-            return Some(pid);
-        }
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        pid = parent(&stat).filter(|parent| *parent > 1)?;
-    }
-    None
-}
-
-/// The parent in the text of `/proc/PID/stat`. The command in brackets may hold anything.
-fn parent(stat: &str) -> Option<i32> {
-    stat.rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()
+    message.split(|byte| *byte == b'\n').any(|line| line == b"READY=1")
 }
 
 #[cfg(test)]
@@ -111,24 +84,16 @@ mod tests {
     }
 
     #[test]
-    fn parents() {
-        assert_eq!(parent("7 (a) S 1 7 7 0"), Some(1));
-        assert_eq!(parent("7 (evil) S 99 (x) R 3 7"), Some(3));
-        assert_eq!(parent("7 (a"), None);
-    }
-
-    #[test]
-    fn the_kernel_says_who_sent() {
+    fn messages_are_heard_once() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("notify");
-        let notify = Notify::bind(&path).unwrap();
+        let notify = Notify::bind(directory.path().join("x")).unwrap();
+        assert!(!notify.receive());
         let sender = UnixDatagram::unbound().unwrap();
-        sender.send_to(b"READY=1\n", &path).unwrap();
-        let message = notify.receive().unwrap();
-        let me = std::process::id() as i32;
-        assert!(message.ready && message.pid == me);
-        assert!(notify.receive().is_none());
-        assert_eq!(main_process(me, |pid| pid == me), Some(me));
-        assert_eq!(main_process(me, |_| false), None);
+        sender.send_to(b"STATUS=soon", notify.path()).unwrap();
+        sender.send_to(b"READY=1\n", notify.path()).unwrap();
+        assert!(notify.receive());
+        assert!(!notify.receive());
+        drop(notify);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }

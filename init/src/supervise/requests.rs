@@ -22,9 +22,7 @@ impl Supervisor {
             Some(Ok(request)) => request,
         };
         let answer = match (&request, &self.shutdown) {
-            (Request::Start { .. } | Request::Restart { .. }, Some(_)) => {
-                Err("the server is shutting down".into())
-            }
+            (Request::Start { .. } | Request::Restart { .. }, Some(_)) => Err("the server is shutting down".into()),
             _ => self.answer(request, index),
         };
         match answer {
@@ -45,9 +43,7 @@ impl Supervisor {
         }
         match request {
             Request::List => {
-                return Ok(Some(Reply::Services {
-                    services: self.lines(),
-                }));
+                return Ok(Some(Reply::Services { services: self.lines() }));
             }
             Request::Log { name, lines } => return self.log(&name, lines as usize).map(Some),
             Request::Start { name } => {
@@ -76,9 +72,7 @@ impl Supervisor {
     fn check(&self, name: &str) -> Result<(), String> {
         match (self.services.get(name), self.broken.get(name)) {
             (Some(service), _) => match &service.cycle {
-                Some(cycle) if !service.state.has_process() => {
-                    Err(format!("{name} comes after itself: {cycle}"))
-                }
+                Some(cycle) if !service.state.has_process() => Err(format!("{name} comes after itself: {cycle}")),
                 _ => Ok(()),
             },
             (None, Some(message)) => Err(message.clone()),
@@ -95,15 +89,10 @@ impl Supervisor {
     fn start_required(&mut self, name: &str) {
         let required = self.closure(name, |supervisor, name| {
             let service = supervisor.services.get(name);
-            service
-                .map(|service| service.file.requires.clone())
-                .unwrap_or_default()
+            service.map(|service| service.file.requires.clone()).unwrap_or_default()
         });
         for other in required {
-            let is_up = self
-                .services
-                .get(&other)
-                .is_some_and(|service| service.state.is_up());
+            let is_up = self.services.get(&other).is_some_and(|service| service.state.is_up());
             // One that is up stays as it is; a oneshot that is done does not run again.
             if !is_up {
                 self.want_up(&other, Event::Start);
@@ -111,8 +100,10 @@ impl Supervisor {
         }
     }
 
-    fn want_up(&mut self, name: &str, event: Event) {
-        if let Some(service) = self.services.get_mut(name) {
+    /// Wants one service up, by `event`. One that waits for itself is left as it is.
+    pub(super) fn want_up(&mut self, name: &str, event: Event) {
+        let service = self.services.get_mut(name);
+        if let Some(service) = service.filter(|service| service.cycle.is_none()) {
             service.down = false;
             service.pause = None;
             self.feed(name, event);
@@ -122,13 +113,9 @@ impl Supervisor {
     /// Wants the service down, and what requires it. `settle` stops them in order.
     fn stop(&mut self, name: &str) {
         let mut names = self.closure(name, |supervisor, name| {
-            let requires =
-                |file: &crate::service::ServiceFile| file.requires.iter().any(|r| r == name);
+            let requires = |file: &crate::service::ServiceFile| file.requires.iter().any(|r| r == name);
             let services = supervisor.services.iter();
-            services
-                .filter(|(_, s)| requires(&s.file))
-                .map(|(other, _)| other.clone())
-                .collect()
+            services.filter(|(_, s)| requires(&s.file)).map(|(other, _)| other.clone()).collect()
         });
         names.insert(name.into());
         for name in names {
@@ -145,11 +132,7 @@ impl Supervisor {
     }
 
     /// All services that `next` leads to from `name`, without it.
-    fn closure(
-        &self,
-        name: &str,
-        next: impl Fn(&Supervisor, &str) -> Vec<String>,
-    ) -> BTreeSet<String> {
+    fn closure(&self, name: &str, next: impl Fn(&Supervisor, &str) -> Vec<String>) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
         let mut open = vec![name.to_string()];
         while let Some(name) = open.pop() {
@@ -182,25 +165,19 @@ impl Supervisor {
         let state = service.state;
         let failed = |what: &str| {
             let last = service.last.as_deref().unwrap_or("no process");
-            Some(Reply::Failed {
-                message: format!("{name} {what}: {last}"),
-            })
+            Some(Reply::Failed { message: format!("{name} {what}: {last}") })
         };
         match goal {
             Goal::Started(_) => match state {
                 _ if state.is_up() => Some(Reply::Done),
                 State::Backoff => failed("ended and is tried again"),
                 State::Failed => failed("failed"),
-                State::Stopped => Some(Reply::Failed {
-                    message: format!("{name} was stopped"),
-                }),
+                State::Stopped => Some(Reply::Failed { message: format!("{name} was stopped") }),
                 _ => None,
             },
             Goal::Stopped(_) if state.is_down() => Some(Reply::Done),
             // Somebody else wants it up again.
-            Goal::Stopped(_) if !service.down => Some(Reply::Failed {
-                message: format!("{name} was started again"),
-            }),
+            Goal::Stopped(_) if !service.down => Some(Reply::Failed { message: format!("{name} was started again") }),
             Goal::Stopped(_) => None,
         }
     }
@@ -215,10 +192,7 @@ impl Supervisor {
             restarts: service.restarts,
             last: service.last.clone(),
         });
-        let broken = self
-            .broken
-            .iter()
-            .filter(|(name, _)| !self.services.contains_key(*name));
+        let broken = self.broken.iter().filter(|(name, _)| !self.services.contains_key(*name));
         let broken = broken.map(|(name, message)| Line {
             name: name.clone(),
             state: "invalid".into(),
@@ -237,16 +211,12 @@ impl Supervisor {
         // What was printed a moment ago is asked for too.
         self.drain(name);
         let path = std::path::Path::new(LOGS).join(format!("{name}.log"));
-        Ok(Reply::Log {
-            text: log_file::tail(&path, lines, LOG_REPLY_BYTES),
-        })
+        Ok(Reply::Log { text: log_file::tail(&path, lines, LOG_REPLY_BYTES) })
     }
 
     fn send_consoles(&mut self, index: usize) {
         let descriptors = self.prepared.descriptors();
-        let reply = Reply::Consoles {
-            count: descriptors.len() as u32,
-        };
+        let reply = Reply::Consoles { count: descriptors.len() as u32 };
         self.control.reply(index, &reply, &descriptors);
     }
 }

@@ -13,6 +13,7 @@ use rustix::io::{fcntl_dupfd_cloexec, read};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::log_file::LogFile;
+use super::notify::Notify;
 use super::reap::End;
 use super::{LOGS, backoff, spawn};
 use crate::failure::{During, Result};
@@ -49,6 +50,8 @@ pub struct Service {
     pub last: Option<String>,
     /// The pipe to its log file.
     pub output: Option<Output>,
+    /// The socket on which its process says that it is ready.
+    pub notify: Option<Notify>,
     name: String,
     started: Instant,
 }
@@ -79,6 +82,7 @@ impl Service {
             restarts: 0,
             last: None,
             output: None,
+            notify: None,
             name: name.into(),
             started: now,
         }
@@ -105,9 +109,15 @@ impl Service {
         if self.file.log == Log::File && self.output.is_none() {
             self.output = Some(Output::open(&self.name, self.file.log_size_bytes)?);
         }
+        self.notify = None;
+        if self.file.notify {
+            let notify = Notify::open(&self.name);
+            self.notify = Some(notify.during(|| "make the notify socket".into())?);
+        }
         self.started = Instant::now();
+        let notify = self.notify.as_ref().map(Notify::path);
         let output = self.output.as_ref().map(|output| output.writer.as_fd());
-        self.pid = Some(spawn::spawn(&self.file, environment, output)?);
+        self.pid = Some(spawn::spawn(&self.file, environment, output, notify)?);
         let waits = self.file.notify || self.file.kind == Kind::Oneshot;
         if let Some(timeout) = self.file.start_timeout().filter(|_| waits) {
             self.timer = Some((self.started + timeout, Event::StartTimeout));
@@ -191,11 +201,7 @@ impl Output {
         // Below are the numbers that a child's standard descriptors take.
         let writer = fcntl_dupfd_cloexec(&writer, 3).during(failed)?;
         let path = Path::new(LOGS).join(format!("{name}.log"));
-        Ok(Output {
-            reader,
-            writer,
-            log: LogFile::new(path, limit_bytes),
-        })
+        Ok(Output { reader, writer, log: LogFile::new(path, limit_bytes) })
     }
 
     fn drain(&mut self) {

@@ -14,7 +14,6 @@ use init::accounts;
 use kernel::process::{self, CloneOptions, Fork, fork};
 use rustix::process::{Rlimit, setrlimit};
 
-use super::notify;
 use crate::failure::{During, Failure, Result, chain};
 use crate::service::{Limit, Log, Resource, ServiceFile};
 
@@ -41,13 +40,23 @@ struct Plan<'a> {
     output: Option<BorrowedFd<'a>>,
 }
 
-/// Starts the service's process and returns its pid. `output` is where a log file's bytes go.
+/// Starts the service's process and returns its pid. `output` is where a log file's bytes go,
+/// `notify` the socket on which it is to say that it is ready.
 pub fn spawn(
     file: &ServiceFile,
     base: &BTreeMap<String, String>,
     output: Option<BorrowedFd>,
+    notify: Option<&Path>,
 ) -> Result<i32> {
+    let mut base = base.clone();
+    if let Some(path) = notify {
+        base.insert("NOTIFY_SOCKET".into(), path.to_string_lossy().into_owned());
+    }
     let plan = plan(file, base, output)?;
+    if let (Some(path), Some(identity)) = (notify, &plan.identity) {
+        std::os::unix::fs::chown(path, Some(identity.uid), Some(identity.gid))
+            .during(|| "give the notify socket to the user".into())?;
+    }
     let made = fork(&CloneOptions::default()).during(|| "cannot make a process".into())?;
     match made {
         Fork::Parent { pid, .. } => Ok(pid),
@@ -57,36 +66,22 @@ pub fn spawn(
 
 fn plan<'a>(
     file: &'a ServiceFile,
-    base: &BTreeMap<String, String>,
+    mut environment: BTreeMap<String, String>,
     output: Option<BorrowedFd<'a>>,
 ) -> Result<Plan<'a>> {
-    let mut environment = base.clone();
     environment.insert("PATH".into(), PATH.into());
     if file.console.is_some() {
-        environment
-            .entry("TERM".into())
-            .or_insert_with(|| "linux".into());
+        environment.entry("TERM".into()).or_insert_with(|| "linux".into());
     }
     let identity = identity(file, &mut environment)?;
-    if file.notify {
-        environment.insert("NOTIFY_SOCKET".into(), notify::SOCKET.into());
-    }
     environment.extend(file.env.clone());
     let path = environment.get("PATH").map_or(PATH, String::as_str);
     let program = find_program(file.exec.program(), path)?;
-    let strings = environment
-        .iter()
-        .map(|(key, value)| format!("{key}={value}"));
+    let strings = environment.iter().map(|(key, value)| format!("{key}={value}"));
     Ok(Plan {
         file,
         program: c_string(program)?,
-        argv: file
-            .exec
-            .as_slice()
-            .iter()
-            .cloned()
-            .map(c_string)
-            .collect::<Result<_>>()?,
+        argv: file.exec.as_slice().iter().cloned().map(c_string).collect::<Result<_>>()?,
         environment: strings.map(c_string).collect::<Result<_>>()?,
         identity,
         output,
@@ -99,10 +94,7 @@ fn c_string(text: String) -> Result<CString> {
 
 /// The user and groups of the service, from the guest's own files, and the variables that login
 /// would set. Nothing when the service stays root.
-fn identity(
-    file: &ServiceFile,
-    environment: &mut BTreeMap<String, String>,
-) -> Result<Option<Identity>> {
+fn identity(file: &ServiceFile, environment: &mut BTreeMap<String, String>) -> Result<Option<Identity>> {
     let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let user = match &file.user {
@@ -110,9 +102,7 @@ fn identity(
         Some(name) => Some(match accounts::user(&passwd, name) {
             Some(user) => user,
             // A number needs no line in the file.
-            None => {
-                number_as_user(name).ok_or_else(|| Failure::new(format!("no user '{name}'")))?
-            }
+            None => number_as_user(name).ok_or_else(|| Failure::new(format!("no user '{name}'")))?,
         }),
     };
     let group = match &file.group {
@@ -124,54 +114,29 @@ fn identity(
     };
     let Some(user) = user else {
         environment.insert("HOME".into(), "/root".into());
-        return Ok(group.map(|gid| Identity {
-            uid: 0,
-            gid,
-            groups: vec![gid],
-        }));
+        return Ok(group.map(|gid| Identity { uid: 0, gid, groups: vec![gid] }));
     };
-    let shell = if user.shell.is_empty() {
-        "/bin/sh"
-    } else {
-        &user.shell
-    };
-    for (key, value) in [
-        ("HOME", user.home.as_str()),
-        ("USER", &user.name),
-        ("LOGNAME", &user.name),
-        ("SHELL", shell),
-    ] {
+    let shell = if user.shell.is_empty() { "/bin/sh" } else { &user.shell };
+    for (key, value) in [("HOME", user.home.as_str()), ("USER", &user.name), ("LOGNAME", &user.name), ("SHELL", shell)]
+    {
         environment.insert(key.into(), value.into());
     }
     let gid = group.unwrap_or(user.gid);
     let groups = accounts::groups_of(&groups, &user.name, gid);
-    Ok(Some(Identity {
-        uid: user.uid,
-        gid,
-        groups,
-    }))
+    Ok(Some(Identity { uid: user.uid, gid, groups }))
 }
 
 fn number_as_user(name: &str) -> Option<accounts::User> {
     let uid = name.parse().ok()?;
     let (home, shell) = ("/".into(), String::new());
-    Some(accounts::User {
-        name: name.into(),
-        uid,
-        gid: uid,
-        home,
-        shell,
-    })
+    Some(accounts::User { name: name.into(), uid, gid: uid, home, shell })
 }
 
 /// The path of a program; one without a slash is looked for in `path`.
 fn find_program(name: &str, path: &str) -> Result<String> {
     let candidates: Vec<String> = match name.contains('/') {
         true => vec![name.into()],
-        false => path
-            .split(':')
-            .map(|directory| format!("{directory}/{name}"))
-            .collect(),
+        false => path.split(':').map(|directory| format!("{directory}/{name}")).collect(),
     };
     let is_program = |path: &String| {
         let data = std::fs::metadata(path);
@@ -184,11 +149,7 @@ fn find_program(name: &str, path: &str) -> Result<String> {
 /// The child's way to its program. Never returns to the supervisor's code.
 fn become_program(plan: &Plan) -> ! {
     let error = match dress(plan) {
-        Ok(()) => Failure::from(process::exec_path(
-            &plan.program,
-            &plan.argv,
-            &plan.environment,
-        )),
+        Ok(()) => Failure::from(process::exec_path(&plan.program, &plan.argv, &plan.environment)),
         Err(error) => error,
     };
     // Standard error is the service's log by now, or still the console.
@@ -239,13 +200,8 @@ fn connect(plan: &Plan) -> Result<()> {
 }
 
 fn open(path: &Path) -> Result<OwnedFd> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NOCTTY)
-        .open(path);
-    file.map(OwnedFd::from)
-        .during(|| format!("open {}", path.display()))
+    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(path);
+    file.map(OwnedFd::from).during(|| format!("open {}", path.display()))
 }
 
 fn place(descriptor: &impl AsFd, number: i32) -> Result<()> {
@@ -272,14 +228,8 @@ fn set_limit(resource: Resource, limit: Limit) -> Result<()> {
         Resource::Sigpending => Kernel::Sigpending,
         Resource::Stack => Kernel::Stack,
     };
-    setrlimit(
-        kernel,
-        Rlimit {
-            current: limit.soft,
-            maximum: limit.hard,
-        },
-    )
-    .during(|| format!("set the limit of {resource:?} to {limit}"))
+    setrlimit(kernel, Rlimit { current: limit.soft, maximum: limit.hard })
+        .during(|| format!("set the limit of {resource:?} to {limit}"))
 }
 
 #[cfg(test)]
@@ -290,12 +240,7 @@ mod tests {
     fn programs_are_looked_for_only_without_a_slash() {
         assert_eq!(find_program("sh", "/nonexistent:/bin").unwrap(), "/bin/sh");
         assert_eq!(find_program("/bin/sh", "").unwrap(), "/bin/sh");
-        for missing in [
-            "./sh-that-is-not-there",
-            "/bin",
-            "/etc/passwd",
-            "no-such-program",
-        ] {
+        for missing in ["./sh-that-is-not-there", "/bin", "/etc/passwd", "no-such-program"] {
             let error = find_program(missing, PATH).unwrap_err();
             assert_eq!(error.to_string(), format!("no program '{missing}'"));
         }
