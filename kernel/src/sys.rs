@@ -328,6 +328,8 @@ pub(crate) fn default_dispositions() {
     let default = [0_u64; 4];
     for number in 1..=libc::SIGRTMAX() {
         // SAFETY: SIG_DFL runs no code of ours; the kernel only reads `default`. EINVAL for SIGKILL and SIGSTOP is as good.
-        unsafe { libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), ptr::null::<u64>(), size_of::<u64>()) };
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), ptr::null::<u64>(), size_of::<u64>())
+        };
     }
 }

@@ -47,7 +47,10 @@ impl Group {
         Ok(read(&directory.join("freezer.state"))? == "FROZEN")
     }
 
-    /// Sends `SIGKILL` to every process of the group and of those below it, frozen ones too; does not wait for their end.
+    /// Sends `SIGKILL` to every process of the group and of those below it, frozen ones too.
+    ///
+    /// Does not wait for their end: see [`wait_empty`](Self::wait_empty). Only on a kernel without `cgroup.kill` (before 5.14, or
+    /// no cgroup2) it goes on until the group is empty, for a bounded time.
     pub fn kill(&self) -> Result<()> {
         if let Some(directory) = self.unified_directory() {
             // Linux ≥ 5.14; one write that no fork can outrun.

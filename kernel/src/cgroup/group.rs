@@ -179,16 +179,27 @@ fn enable_controllers(directory: &Path) -> Result<()> {
     let control = directory.join("cgroup.subtree_control");
     let enabled = read(&control)?;
     let missing = missing_controllers(&available, &enabled);
-    if missing.is_empty() { Ok(()) } else { write(&control, missing) }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let Err(error) = write(&control, missing.join(" ")) else { return Ok(()) };
+    // One write is all or nothing, and a host may refuse one of them for good (cpu, when real-time tasks are about).
+    let refused: Vec<_> = missing.iter().filter(|name| write(&control, name).is_err()).collect();
+    if refused.len() == missing.len() {
+        return Err(error);
+    }
+    // Not an error of the group: only a limit of that kind cannot be set, and setting it will say so.
+    refused.iter().for_each(|name| log::warn!("{} refuses {name}", control.display()));
+    Ok(())
 }
 
-/// What to write to `cgroup.subtree_control`: `+cpu +memory`.
-fn missing_controllers(available: &str, enabled: &str) -> String {
+/// What to write to `cgroup.subtree_control`: `+cpu`, `+memory`.
+fn missing_controllers(available: &str, enabled: &str) -> Vec<String> {
     let enabled: BTreeSet<&str> = enabled.split_ascii_whitespace().collect();
     let available: BTreeSet<&str> = available.split_ascii_whitespace().collect();
     let wanted = Controller::UNIFIED.iter().map(|controller| controller.as_str());
     let missing = wanted.filter(|name| available.contains(name) && !enabled.contains(name));
-    missing.map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ")
+    missing.map(|name| format!("+{name}")).collect()
 }
 
 /// Copies processors and memory nodes of the parent (files with or without prefix, by mount option).
@@ -262,9 +273,11 @@ mod tests {
 
     #[test]
     fn only_what_is_there_and_missing_is_enabled() {
-        assert_eq!(missing_controllers("cpuset cpu io memory hugetlb pids rdma", "memory pids"), "+cpu +cpuset +io");
-        assert_eq!(missing_controllers("cpu", "cpu"), "");
-        assert_eq!(missing_controllers("", ""), "");
+        assert_eq!(
+            missing_controllers("cpuset cpu io memory hugetlb pids rdma", "memory pids"),
+            ["+cpu", "+cpuset", "+io"]
+        );
+        assert!(missing_controllers("cpu", "cpu").is_empty() && missing_controllers("", "").is_empty());
     }
 
     #[test]

@@ -66,3 +66,23 @@ fn refuse_threads() -> Result<()> {
         Err(errno) => Err(errno).during("count", "threads of the process"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn a_process_with_threads_is_refused() {
+        let (release, held) = mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || held.recv());
+        match fork(&CloneOptions::default()) {
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::Unsupported),
+            // A second harness must not run on.
+            Ok(Fork::Child) => std::process::exit(1),
+            Ok(Fork::Parent { .. }) => panic!("forked with two threads"),
+        }
+        drop(release);
+        assert!(thread.join().unwrap().is_err());
+    }
+}
