@@ -85,26 +85,35 @@ impl Sysctl {
     /// IPv6: a host that routes no longer listens to routers unless `accept_ra` is 2 (Documentation/networking/ip-sysctl.rst), so
     /// interfaces that listened go on to: otherwise the host would lose its own default route.
     pub fn enable_forwarding(&self, family: Family) -> Result<Vec<Change>> {
-        let mut changes = Vec::new();
-        match family {
-            Family::V4 => changes.extend(self.set("net/ipv4/ip_forward", "1")?),
-            Family::V6 => {
-                for link in self.interfaces(Family::V6)? {
-                    changes.extend(self.keep_listening(&link)?);
-                }
-                changes.extend(self.set("net/ipv6/conf/all/forwarding", "1")?);
-            }
+        let changes = self.forwarding_changes(family)?;
+        for change in &changes {
+            let listens = change.key.ends_with("/accept_ra");
+            self.write(&change.key, if listens { "2" } else { "1" })?;
         }
         Ok(changes)
     }
 
-    fn keep_listening(&self, link: &str) -> Result<Option<Change>> {
-        let accept_ra = interface_key(Family::V6, link, "accept_ra");
-        let forwarding = interface_key(Family::V6, link, "forwarding");
-        if self.read(&accept_ra)? == "1" && self.read(&forwarding)? == "0" {
-            return self.set(&accept_ra, "2");
+    /// What [`Sysctl::enable_forwarding`] would change, with the values of now: for those who write it down before.
+    pub fn forwarding_changes(&self, family: Family) -> Result<Vec<Change>> {
+        let mut changes = Vec::new();
+        if family == Family::V6 {
+            for link in self.interfaces(Family::V6)? {
+                let accept_ra = interface_key(Family::V6, &link, "accept_ra");
+                let forwarding = interface_key(Family::V6, &link, "forwarding");
+                if self.read(&accept_ra)? == "1" && self.read(&forwarding)? == "0" {
+                    changes.push(Change { key: accept_ra, before: "1".into() });
+                }
+            }
         }
-        Ok(None)
+        let key = match family {
+            Family::V4 => "net/ipv4/ip_forward",
+            Family::V6 => "net/ipv6/conf/all/forwarding",
+        };
+        let before = self.read(key)?;
+        if before != "1" {
+            changes.push(Change { key: key.into(), before });
+        }
+        Ok(changes)
     }
 
     /// The interfaces that have settings of this family, without `all` and `default`.

@@ -173,12 +173,10 @@ impl Facilities<'_> {
 /// What routing changes on this host, with the values of now: the undo must know them before the change.
 fn forwarding_changes() -> Result<Vec<Change>> {
     let sysctl = Sysctl::default();
-    let keys = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
     let mut before = Vec::new();
-    for key in keys {
-        match sysctl.read(key) {
-            Ok(value) if value != "1" => before.push(Change { key: key.into(), before: value }),
-            Ok(_) => {}
+    for family in [Family::V4, Family::V6] {
+        match sysctl.forwarding_changes(family) {
+            Ok(changes) => before.extend(changes),
             // A host without IPv6.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
@@ -234,7 +232,8 @@ impl FacilityStep {
             Self::Firewall { .. } => Ok(world.firewall()?.remove()?),
             Self::Forwarding { before } => {
                 let sysctl = Sysctl::default();
-                before.iter().try_for_each(|change| Ok(sysctl.take_back(change)?))
+                // Last first: an interface listens to routers again only when the host has stopped to route.
+                before.iter().rev().try_for_each(|change| Ok(sysctl.take_back(change)?))
             }
             Self::View { directory } => {
                 if !directory.join("pid").exists() && !kernel::mount::is_mount_point(&directory.join("mount"))? {

@@ -4,10 +4,12 @@
 //! `kill -9` are the same undo.
 
 pub mod boot;
+pub mod change;
 pub mod create;
 pub mod execute;
 pub mod facilities;
 pub mod files;
+pub mod freeze;
 pub mod group;
 pub mod journal;
 pub mod network;

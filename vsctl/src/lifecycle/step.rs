@@ -8,6 +8,7 @@ use std::fmt;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use super::change::ChangeStep;
 use super::facilities::FacilityStep;
 use super::files::FilesStep;
 use super::group::GroupStep;
@@ -32,6 +33,8 @@ pub enum Step {
     Process(ProcessStep),
     /// What all servers of the site share.
     Facility(FacilityStep),
+    /// A server that exists becomes another.
+    Change(ChangeStep),
 }
 
 impl Step {
@@ -47,6 +50,7 @@ impl Step {
             Self::Network(step) => step.apply(world),
             Self::Process(step) => step.apply(world),
             Self::Facility(step) => step.apply(world),
+            Self::Change(step) => step.apply(world),
         }
     }
 
@@ -62,6 +66,7 @@ impl Step {
             Self::Network(step) => step.undo(world),
             Self::Process(step) => step.undo(world),
             Self::Facility(step) => step.undo(world),
+            Self::Change(step) => step.undo(world),
         }
     }
 }
@@ -75,6 +80,7 @@ impl fmt::Display for Step {
             Self::Network(step) => step.fmt(out),
             Self::Process(step) => step.fmt(out),
             Self::Facility(step) => step.fmt(out),
+            Self::Change(step) => step.fmt(out),
         }
     }
 }
