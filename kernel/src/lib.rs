@@ -3,7 +3,7 @@
 //! This crate knows the kernel and no container: no spec, no server, no project path.
 //! Nothing here logs what it also returns; an [`Error`] says what failed, on which object, and the kernel's reason.
 //!
-//! `unsafe` has one address in the whole workspace, [`sys`], and that module is private.
+//! `unsafe` has one address in the whole workspace, the private module `sys`.
 #![deny(unsafe_code)]
 
 mod error;
