@@ -20,8 +20,12 @@ fn main() {
     // Forking takes a process with one thread: the tests run one after the other in this one.
     arguments.test_threads = Some(1);
     let missing = missing();
+    let small = missing
+        .or(std::env::var_os(server::PROGRAM).is_none().then_some("needs the static vsinit in VSINIT_UNDER_TEST"));
     let tests = [prepared::TESTS, roles::TESTS, services::TESTS, shutdown::TESTS];
-    let trials = tests.into_iter().flatten().map(|(name, test)| trial(name, *test, missing)).collect();
+    let trials = tests.into_iter().flatten().map(|(name, test)| trial(name, *test, missing));
+    let (name, test) = services::SMALL;
+    let trials = trials.chain([trial(name, test, small)]).collect();
     libtest_mimic::run(&arguments, trials).exit()
 }
 

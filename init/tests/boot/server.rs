@@ -30,6 +30,14 @@ const IDS: IdMap = IdMap { inside: 0, outside: 655_360_000, count: 65_536 };
 
 const NODES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
+/// The vsinit to test: that of this build, or another one, such as the static one that is shipped.
+pub fn program() -> PathBuf {
+    std::env::var_os(PROGRAM).map_or(env!("CARGO_BIN_EXE_vsinit").into(), PathBuf::from)
+}
+
+/// Names another vsinit to test.
+pub const PROGRAM: &str = "VSINIT_UNDER_TEST";
+
 /// What will become a server.
 pub struct Plan {
     directory: tempfile::TempDir,
@@ -104,7 +112,7 @@ impl Plan {
 
     /// Puts this vsinit into the root.
     pub fn with_vsinit(self) -> Plan {
-        self.with_program(Path::new(env!("CARGO_BIN_EXE_vsinit")), "sbin/vsinit")
+        self.with_program(&program(), "sbin/vsinit")
     }
 
     /// Puts this test into the root, as the program that says that a service is ready.
@@ -196,7 +204,7 @@ impl Inherited {
         let text = handover.to_toml().unwrap();
         let sealed = kernel::memfd::sealed("handover", text.as_bytes()).unwrap();
         Inherited {
-            program: fs::File::open(env!("CARGO_BIN_EXE_vsinit")).unwrap().into(),
+            program: fs::File::open(program()).unwrap().into(),
             handover: rustix::io::fcntl_dupfd_cloexec(sealed, 20).unwrap(),
             others,
         }

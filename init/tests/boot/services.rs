@@ -26,6 +26,9 @@ pub const TESTS: &[Test] = &[
     ("a_getty_gets_its_terminal", a_getty_gets_its_terminal),
 ];
 
+/// Only for the program as it is shipped.
+pub const SMALL: Test = ("an_idle_supervisor_is_small", an_idle_supervisor_is_small);
+
 const SLEEP: &str = "exec = 'sleep 1000'\n";
 
 fn oneshot(script: &str) -> String {
@@ -293,4 +296,18 @@ fn a_getty_gets_its_terminal() {
     server.wait_console("end\r\n");
     assert!(server.console.contains("/dev/") && server.console.contains("linux\r\n"), "{}", server.console);
     assert!(!server.console.contains("can't access tty"), "{}", server.console);
+}
+
+fn an_idle_supervisor_is_small() {
+    let size = std::fs::metadata(crate::server::program()).unwrap().len();
+    assert!(size <= 2 << 20, "{size} bytes on disk");
+    let log = oneshot("seq 1 5000");
+    let mut server = Plan::new(&[("a", SLEEP), ("b", SLEEP), ("c", SLEEP), ("d", &log)]).start();
+    server.wait_state("d", "done");
+    let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", server.pid)).unwrap();
+    // The program's own pages are clean, and shared by all servers.
+    let private = text.lines().filter(|line| line.starts_with("Private_Dirty"));
+    let kib: u64 = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum();
+    assert!(kib <= 256, "{kib} KiB private:\n{text}");
+    println!("{size} bytes on disk, {kib} KiB private");
 }
