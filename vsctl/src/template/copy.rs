@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
+use super::remove_tree;
 use crate::failure::{Exit, Failure};
 
 /// Copies the tree `from` to the new directory `to`: reflinks where the file system can, else copies that stay
@@ -26,10 +27,9 @@ pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         let first = said.lines().next().unwrap_or("cp gave no reason");
         Failure::new(Exit::Failed, format!("cannot copy {} to {}: {first}", from.display(), to.display()))
     };
-    match std::fs::remove_dir_all(to) {
+    match remove_tree(to) {
         Ok(()) => Err(failure.into()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(failure.into()),
-        Err(error) => Err(anyhow::Error::from(failure).context(format!("{} is left behind ({error})", to.display()))),
+        Err(error) => Err(anyhow::Error::from(failure).context(format!("{} is left behind ({error:#})", to.display()))),
     }
 }
 

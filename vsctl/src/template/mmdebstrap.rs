@@ -5,10 +5,12 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use kernel::namespace::Kinds;
 use rustix::io::FdFlags;
+use rustix::mount::MountPropagationFlags;
 
 use super::During;
 use super::family::Distribution;
@@ -63,15 +65,15 @@ pub fn fill(root: &Path, recipe: &Recipe<'_>, lock: &File, progress: &mut dyn Pr
     command.arg(recipe.suite).arg(root).arg("-").env("LC_ALL", "C");
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     rustix::io::fcntl_setfd(lock, FdFlags::empty()).during("pass the build lock on")?;
-    let spawned = command.spawn();
+    let spawned = spawn_apart(&mut command);
     rustix::io::fcntl_setfd(lock, FdFlags::CLOEXEC).during("keep the build lock")?;
     let mut child = match spawned {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+        Err(error) if is_missing(&error) => {
             return Err(Failure::new(Exit::Unsupported, "the program mmdebstrap is not installed")
                 .hint("install the package mmdebstrap")
                 .into());
         }
-        other => other.context("run mmdebstrap")?,
+        other => other?,
     };
     let mut input = child.stdin.take().context("mmdebstrap has no input")?;
     let errors = child.stderr.take().context("mmdebstrap has no messages")?;
@@ -84,6 +86,24 @@ pub fn fill(root: &Path, recipe: &Recipe<'_>, lock: &File, progress: &mut dyn Pr
         return Err(failed(recipe.suite, &last));
     }
     Ok(format!("mmdebstrap {}", recipe.suite))
+}
+
+/// Starts `command` with a view of the mounts of its own. mmdebstrap mounts the host's /proc and /sys into the new
+/// root; when it is killed they must not stay there, in the way of whoever removes the tree.
+fn spawn_apart(command: &mut Command) -> Result<Child> {
+    let apart = || {
+        kernel::namespace::unshare(Kinds::MOUNT)?;
+        let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", flags).during("keep mounts apart")?;
+        command.spawn().context("run mmdebstrap")
+    };
+    // The namespace is the thread's own; what it starts keeps it.
+    let spawned = std::thread::scope(|scope| scope.spawn(apart).join());
+    spawned.unwrap_or_else(|_| bail!("the thread that starts mmdebstrap panicked"))
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// Reads the messages to their end: `I: …` is a phase, `W: …` a warning; the last lines are kept for an error.

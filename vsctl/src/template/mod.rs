@@ -27,6 +27,7 @@ pub mod password;
 pub mod personalise;
 pub mod progress;
 pub mod record;
+mod remove;
 pub mod resolver;
 pub mod root;
 mod stage;
@@ -53,6 +54,7 @@ use stage::Stage;
 
 pub use copy::copy_tree;
 pub use definition::{Init, buildable};
+pub use remove::remove_tree;
 
 /// Where the host keeps its static busybox.
 const BUSYBOX: &str = "/bin/busybox";
@@ -230,7 +232,7 @@ impl Templates {
         }
         let gone = self.directory.join(format!(".gone-{name}"));
         fs::rename(&template.directory, &gone).with_context(|| format!("rename {}", template.directory.display()))?;
-        fs::remove_dir_all(&gone).with_context(|| format!("remove {}", gone.display()))
+        remove_tree(&gone)
     }
 }
 

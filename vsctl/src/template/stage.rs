@@ -12,7 +12,7 @@ use super::family::{Distribution, Family};
 use super::progress::Progress;
 use super::record::{self, Record};
 use super::root::Root;
-use super::{During, adapt, make_directory};
+use super::{During, adapt, make_directory, remove_tree};
 use crate::failure::{Exit, Failure};
 use crate::name::Name;
 
@@ -70,8 +70,7 @@ fn sweep(templates: &Path) -> Result<()> {
         let name = entry.file_name();
         if UNFINISHED.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
             let path = entry.path();
-            fs::remove_dir_all(&path)
-                .with_context(|| format!("remove what an interrupted build left, {}", path.display()))?;
+            remove_tree(&path).context("cannot remove what an interrupted build left")?;
         }
     }
     Ok(())
@@ -170,7 +169,7 @@ impl<'a> Stage<'a> {
             let path = entry.context("list the new template")?.path();
             let keep = ["root", "template.toml", "record.toml"].map(|name| self.directory.join(name));
             if !keep.contains(&path) {
-                fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+                remove_tree(&path)?;
             }
         }
         let directory = File::open(&self.directory).context("open the new template")?;
@@ -187,7 +186,7 @@ impl Drop for Stage<'_> {
     fn drop(&mut self) {
         if !self.finished {
             // What cannot be removed now is swept by the next build, and the first error is the one that matters.
-            let _ = fs::remove_dir_all(&self.directory);
+            let _ = remove_tree(&self.directory);
         }
     }
 }

@@ -8,7 +8,8 @@
 //! root at /out. So absolute names, `..`, and links of either kind lead nowhere. They have no network and of root's
 //! capabilities only those that files need.
 //!
-//! Limits: layers of container images are not put together; multi-volume and incremental archives are not read.
+//! Limits: layers of container images are not put together; multi-volume and incremental archives are not read; an
+//! access list that names a user by name, and not by number, is left out with a warning.
 
 use std::collections::VecDeque;
 use std::fs::File;
