@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod enter;
 pub mod failure;
 pub mod lifecycle;
 pub mod monitor;

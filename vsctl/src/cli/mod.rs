@@ -2,6 +2,8 @@
 
 mod create;
 mod destroy;
+mod enter;
+mod exec;
 pub mod output;
 mod start;
 mod stop;
@@ -30,6 +32,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Create(create::Args),
+    Enter(enter::Args),
+    Exec(exec::Args),
     Start(start::Args),
     Stop(stop::Args),
     Destroy(destroy::Args),
@@ -39,6 +43,8 @@ impl Command {
     fn run(self, site: &Site) -> Result<i32> {
         match self {
             Self::Create(args) => create::run(args, site),
+            Self::Enter(args) => enter::run(args, site),
+            Self::Exec(args) => exec::run(args, site),
             Self::Start(args) => start::run(args, site),
             Self::Stop(args) => stop::run(args, site),
             Self::Destroy(args) => destroy::run(args, site),
