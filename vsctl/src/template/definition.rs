@@ -135,7 +135,6 @@ const SHARED: &[Shipped] = &[shipped!(
         "etc/systemd/journald.conf.d/50-vsos.conf",
         "etc/systemd/network/05-eth0.network",
         "etc/systemd/system.conf.d/50-vsos.conf",
-        "etc/systemd/system/getty@.service.d/50-vsos.conf",
         "etc/systemd/user.conf.d/50-vsos.conf",
     ]
 )];
