@@ -149,6 +149,7 @@ pub(crate) fn bpf_program_load(
 const BPF_PROG_LOAD: c_int = 5;
 const BPF_PROG_ATTACH: c_int = 8;
 const BPF_PROG_DETACH: c_int = 9;
+const BPF_PROG_GET_NEXT_ID: c_int = 11;
 const BPF_PROG_GET_FD_BY_ID: c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: c_int = 15;
 const BPF_PROG_QUERY: c_int = 16;
@@ -220,6 +221,16 @@ pub(crate) fn bpf_program_by_id(id: u32) -> io::Result<OwnedFd> {
     })?;
     // SAFETY: success returns a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// bpf(2) `BPF_PROG_GET_NEXT_ID`: the smallest id above `id` of a loaded program, 0 to begin; none is left: ENOENT.
+pub(crate) fn bpf_program_next_id(id: u32) -> io::Result<u32> {
+    let mut attributes: [u32; 3] = [id, 0, 0];
+    // SAFETY: the words are start_id, next_id, open_flags of bpf_attr; the kernel writes the second.
+    check(unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_GET_NEXT_ID, attributes.as_mut_ptr(), size_of::<[u32; 3]>())
+    })?;
+    Ok(attributes[1])
 }
 
 /// The head of `struct bpf_prog_info`, up to the name.

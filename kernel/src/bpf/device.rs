@@ -123,6 +123,22 @@ impl DeviceProgram {
         Ok(())
     }
 
+    /// How many programs made here are loaded on the host. One goes away a moment after the group it was attached to.
+    pub fn count_loaded() -> Result<usize> {
+        let mut count = 0;
+        let mut id = 0;
+        loop {
+            id = match sys::bpf_program_next_id(id) {
+                Ok(next) => next,
+                Err(end) if end.raw_os_error() == Some(libc::ENOENT) => return Ok(count),
+                Err(other) => return Err(Error::new("list programs after", id, other)),
+            };
+            // Gone since it was listed is not loaded.
+            let name = sys::bpf_program_by_id(id).and_then(|program| sys::bpf_program_name(program.as_fd()));
+            count += usize::from(name.is_ok_and(|name| name == NAME));
+        }
+    }
+
     /// Loads it; when the verifier refuses, once more for its reasons.
     fn load(&self) -> Result<OwnedFd> {
         let words: Vec<u64> = self.instructions.iter().map(|instruction| instruction.encode()).collect();

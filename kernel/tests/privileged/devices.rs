@@ -47,6 +47,7 @@ pub fn program_refuses_and_is_replaced_live() -> Outcome {
     let directory = group.0.unified_directory().ok_or("no directory")?;
     ensure_equal("without a program", openable(&group, [null, zero])?, 0b11)?;
     allow(3).attach(&directory)?;
+    ensure(DeviceProgram::count_loaded()? > 0, "the attached program is counted")?;
     ensure_equal("only null allowed", openable(&group, [null, zero])?, 0b01)?;
     allow(5).replace(&directory)?;
     ensure_equal("only zero allowed", openable(&group, [null, zero])?, 0b10)?;
