@@ -200,21 +200,10 @@ fn nft_tables() -> BTreeSet<String> {
     list.map(|done| done.text().lines().map(str::to_owned).collect()).unwrap_or_default()
 }
 
-/// How many programs of each kind are attached or held, by the kernel's own list of open ids.
+/// How many device programs of ours are loaded: one goes with the control group that it was attached to.
 fn bpf_programs() -> BTreeSet<String> {
-    // `/proc/PID/fdinfo` shows the held ones only; an attached program that nobody holds dies with its cgroup,
-    // and cgroups are listed above.
-    let mut kinds = BTreeMap::<String, usize>::new();
-    let pids = names_in("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
-    for pid in pids {
-        let entries = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
-        for text in entries.filter_map(|entry| fs::read_to_string(entry.path()).ok()) {
-            if let Some(kind) = text.lines().find_map(|line| line.strip_prefix("prog_type:")) {
-                *kinds.entry(kind.trim().to_owned()).or_default() += 1;
-            }
-        }
-    }
-    kinds.into_iter().map(|(kind, count)| format!("type {kind}: {count} held")).collect()
+    let count = kernel::bpf::DeviceProgram::count_loaded();
+    [count.map_or_else(|error| format!("cannot be listed: {error}"), |count| format!("{count} loaded"))].into()
 }
 
 /// Directories of the host's own installation, and temporary ones that carry our names.
