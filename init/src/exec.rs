@@ -21,7 +21,7 @@ pub fn take_over(
     running: impl FnOnce() -> Result<()>,
 ) -> Result<Infallible> {
     let program = argv.first().map_or("", String::as_str);
-    let environment = environment(handover, &prepared.ttys);
+    let environment = environment(handover);
     let strings = environment.iter().map(|(key, value)| format!("{key}={value}"));
     let environment = strings.map(c_string).collect::<Result<Vec<_>>>()?;
     let argv = argv.iter().cloned().map(c_string).collect::<Result<Vec<_>>>()?;
@@ -40,7 +40,11 @@ pub fn take_over(
 }
 
 /// Only what systemd's CONTAINER_INTERFACE and every init expect, and what the manager asked for.
-fn environment(handover: &Handover, ttys: &[String]) -> BTreeMap<String, String> {
+///
+/// No `container_ttys`: with it systemd starts gettys on ptys of which /dev/ttyN are other names,
+/// beside those that a distribution starts on /dev/ttyN itself. A template that has none can ask
+/// for it (`pts/1 pts/2`: ttyN is always pts/N).
+fn environment(handover: &Handover) -> BTreeMap<String, String> {
     let mut environment = BTreeMap::from([
         ("PATH".into(), PATH.into()),
         ("TERM".into(), "linux".into()),
@@ -48,10 +52,6 @@ fn environment(handover: &Handover, ttys: &[String]) -> BTreeMap<String, String>
         ("container_uuid".into(), handover.uuid.clone()),
         ("NOTIFY_SOCKET".into(), NOTIFY_SOCKET.into()),
     ]);
-    if !ttys.is_empty() {
-        // systemd starts a getty on each; it wants the names of the ptys.
-        environment.insert("container_ttys".into(), ttys.join(" "));
-    }
     environment.extend(handover.environment.clone());
     environment
 }

@@ -32,8 +32,6 @@ pub struct Prepared {
     pub masters: Vec<OwnedFd>,
     /// The receiving end of [`NOTIFY_SOCKET`].
     pub notify: OwnedFd,
-    /// The names of the ptys behind tty1 … ttyN, such as `pts/1`.
-    pub ttys: Vec<String>,
 }
 
 impl Prepared {
@@ -62,8 +60,8 @@ pub fn prepare(handover: &Handover) -> Result<Prepared> {
     file_systems::fill_run(handover)?;
     hide::hide(&handover.masked, &handover.read_only)?;
     set_hostname(&handover.hostname)?;
-    let (masters, ttys) = consoles::open(handover.ttys)?;
-    Ok(Prepared { masters, notify: bind_notify()?, ttys })
+    let masters = consoles::open(handover.ttys)?;
+    Ok(Prepared { masters, notify: bind_notify()? })
 }
 
 /// Takes the inherited descriptors of the host's mounts, before anything else gets such a number.

@@ -17,30 +17,25 @@ const DEVPTS: &str = "/dev/pts";
 const CONSOLE: &str = "/dev/console";
 
 /// Opens the console and `ttys` ttys, shows them in /dev, and makes the console this process's
-/// input and output. Returns the masters, console first, and the names of the ttys' ptys.
-pub fn open(ttys: u8) -> Result<(Vec<OwnedFd>, Vec<String>)> {
-    let (console, _) = open_one(CONSOLE)?;
-    let mut masters = vec![console];
-    let mut names = Vec::new();
+/// input and output. Returns the masters, console first.
+pub fn open(ttys: u8) -> Result<Vec<OwnedFd>> {
+    let mut masters = vec![open_one(CONSOLE)?];
     for number in 1..=ttys {
-        let (master, name) = open_one(&format!("/dev/tty{number}"))?;
-        masters.push(master);
-        names.push(name);
+        masters.push(open_one(&format!("/dev/tty{number}"))?);
     }
     take_console(false)?;
-    Ok((masters, names))
+    Ok(masters)
 }
 
 /// A new pty whose other side is shown at `path`. devpts has given it to root:tty, 0620.
-fn open_one(path: &str) -> Result<(OwnedFd, String)> {
+fn open_one(path: &str) -> Result<OwnedFd> {
     let failed = || format!("make {path}");
     let master = Master::open_in(Path::new(DEVPTS)).during(failed)?;
-    let number = master.number().during(failed)?;
+    let slave = master.peer_path(Path::new(DEVPTS)).during(failed)?;
     let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::from_raw_mode(0o600)).during(failed)?;
-    let slave = Path::new(DEVPTS).join(number.to_string());
     Tree::clone_of(&slave).and_then(|tree| tree.attach(Path::new(path))).during(failed)?;
-    Ok((master.into(), format!("pts/{number}")))
+    Ok(master.into())
 }
 
 /// Makes the console standard input, output and error, without becoming its session's leader.

@@ -22,10 +22,14 @@ fn main() {
     let missing = missing();
     let small = missing
         .or(std::env::var_os(server::PROGRAM).is_none().then_some("needs the static vsinit in VSINIT_UNDER_TEST"));
+    let systemd = missing
+        .or(std::env::var_os(roles::TREE).is_none().then_some("needs a tree with systemd in VSINIT_SYSTEMD_TREE"));
     let tests = [prepared::TESTS, roles::TESTS, services::TESTS, shutdown::TESTS];
     let trials = tests.into_iter().flatten().map(|(name, test)| trial(name, *test, missing));
     let (name, test) = services::SMALL;
-    let trials = trials.chain([trial(name, test, small)]).collect();
+    let trials = trials.chain([trial(name, test, small)]);
+    let (name, test) = roles::SYSTEMD;
+    let trials = trials.chain([trial(name, test, systemd)]).collect();
     libtest_mimic::run(&arguments, trials).exit()
 }
 

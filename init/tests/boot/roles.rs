@@ -12,6 +12,12 @@ pub const TESTS: &[Test] = &[
     ("rescue_is_a_root_shell_that_comes_back", rescue_is_a_root_shell_that_comes_back),
 ];
 
+/// Names a tree with systemd in it.
+pub const TREE: &str = "VSINIT_SYSTEMD_TREE";
+
+/// Only where there is one.
+pub const SYSTEMD: Test = ("systemd_takes_over_and_hears_an_early_stop", systemd_takes_over);
+
 fn exec(argv: &[&str]) -> Role {
     Role::Exec { argv: argv.iter().map(ToString::to_string).collect() }
 }
@@ -25,7 +31,6 @@ fn the_guests_own_init_takes_over() {
         "pid 1\r\n",
         "container=vsos\r\n",
         "container_uuid=0e7a7c32-6b0a-4a53-9c4f-0d2a9d1f5b11\r\n",
-        "container_ttys=pts/1 pts/2\r\n",
         "NOTIFY_SOCKET=/run/host/notify\r\n",
         "LANG=C.UTF-8\r\n",
         "SigBlk:\t0000000000000000\r\n",
@@ -72,4 +77,18 @@ fn rescue_is_a_root_shell_that_comes_back() {
     say(&server, "echo back $((40+4))\n");
     server.wait_console("back 44");
     assert_eq!(server.list().len(), 1);
+}
+
+fn systemd_takes_over() {
+    let tree = std::path::PathBuf::from(std::env::var_os(TREE).unwrap());
+    let plan = || Plan::new(&[]).tree(&tree).role(exec(&["/sbin/init"]));
+    let mut server = plan().start();
+    assert_eq!(server.failure, None);
+    server.wait_for("READY=1", |server| server.notified.lines().any(|line| line == "READY=1").then_some(()));
+    server.signal(libc::SIGRTMIN() + 4);
+    assert_eq!(server.wait_end(), Some(libc::SIGINT), "{}", server.console);
+    // The stop comes before systemd has opened its eyes, and is not lost.
+    let mut server = plan().start();
+    server.signal(libc::SIGRTMIN() + 4);
+    assert_eq!(server.wait_end(), Some(libc::SIGINT), "{}", server.console);
 }

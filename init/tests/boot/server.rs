@@ -8,11 +8,13 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use init::control::{self, Reply, Request, Service};
 use init::handover::{self, Handover, HostMount, MountKind, Role, SeccompProfile, word};
 use kernel::capability::Set;
+use kernel::cgroup::Hierarchies;
 use kernel::channel::{self, Channel};
 use kernel::file::open_beneath_with;
 use kernel::idmap::IdMap;
@@ -21,6 +23,7 @@ use kernel::namespace::Kinds;
 use kernel::process::{self, CloneOptions, Fork, PidFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
+use rustix::net::{RecvFlags, recv};
 
 /// No wait of a test is longer; it is not a measure, only an end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -50,11 +53,17 @@ pub struct Server {
     pub console: String,
     pub masters: Vec<OwnedFd>,
     pub notify: Option<OwnedFd>,
+    /// What came on the notify socket, all of it.
+    pub notified: String,
     pub failure: Option<String>,
     pidfd: PidFd,
     directory: tempfile::TempDir,
+    cgroup: Cgroup,
     ended: Option<ExitStatus>,
 }
+
+/// A cgroup that the server may divide further, as a manager gives it one; removed on drop.
+struct Cgroup(PathBuf);
 
 impl Plan {
     /// A busybox root with the given service files (name and text).
@@ -100,6 +109,14 @@ impl Plan {
         Plan { directory, handover }
     }
 
+    /// Puts a distribution's tree in place of the busybox root.
+    pub fn tree(self, tree: &Path) -> Plan {
+        fs::remove_dir_all(self.root()).unwrap();
+        let copied = Command::new("cp").args(["-a", "--reflink=auto"]).args([tree, &self.root()]).status();
+        assert!(copied.unwrap().success());
+        self
+    }
+
     pub fn role(mut self, role: Role) -> Plan {
         self.handover.role = role;
         self
@@ -141,7 +158,9 @@ impl Plan {
         let (pipe_read, pipe_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let inherited = Inherited::new(&self, theirs);
         let namespaces = Kinds::USER | Kinds::PID | Kinds::MOUNT | Kinds::NET | Kinds::UTS | Kinds::IPC | Kinds::CGROUP;
-        match process::fork(&CloneOptions { namespaces, ..Default::default() }).unwrap() {
+        let cgroup = Cgroup::new();
+        let options = CloneOptions { namespaces, cgroup: Some(cgroup.open()), ..Default::default() };
+        match process::fork(&options).unwrap() {
             Fork::Child => {
                 drop(pipe_write);
                 become_vsinit(&pipe_read, &inherited)
@@ -156,8 +175,10 @@ impl Plan {
                     console: String::new(),
                     masters: vec![],
                     notify: None,
+                    notified: String::new(),
                     failure: None,
                     directory: self.directory,
+                    cgroup,
                     ended: None,
                 };
                 server.play_monitor(&ours);
@@ -251,8 +272,14 @@ impl Server {
         }
     }
 
-    /// Reads what the console has to say, at most for a moment.
+    /// Reads what the console has to say, at most for a moment, and what init notifies.
     pub fn pump(&mut self) {
+        let mut message = [0; 4096];
+        // A monitor has to take them all: ten unread ones stop a systemd in its tracks.
+        while let Some(Ok((length, _))) = self.notify.as_ref().map(|fd| recv(fd, &mut message, RecvFlags::DONTWAIT)) {
+            self.notified.push_str(&String::from_utf8_lossy(&message[..length]));
+            self.notified.push('\n');
+        }
         let moment = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
         let Some(console) = self.masters.first() else {
             std::thread::sleep(Duration::from_millis(5));
@@ -360,6 +387,43 @@ impl Drop for Server {
             // With PID 1 the kernel ends all its processes, and with them go the mounts.
             let _ = self.pidfd.signal(libc::SIGKILL);
             let _ = process::status_of(self.pid);
+        }
+        self.cgroup.remove();
+    }
+}
+
+impl Cgroup {
+    fn new() -> Cgroup {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let hierarchies = Hierarchies::detect().unwrap();
+        let unified = hierarchies.unified().expect("a host without cgroup2");
+        let path = unified.join(format!("vsinit-test-{}-{count}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        for file in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"] {
+            chown(path.join(file), Some(IDS.outside), Some(IDS.outside)).unwrap();
+        }
+        Cgroup(path)
+    }
+
+    fn open(&self) -> OwnedFd {
+        fs::File::open(&self.0).unwrap().into()
+    }
+
+    fn remove(&self) {
+        fn remove(path: &Path) -> io::Result<()> {
+            for entry in fs::read_dir(path)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    remove(&entry.path())?;
+                }
+            }
+            fs::remove_dir(path)
+        }
+        // The kernel takes a moment to see that the last process is gone.
+        let end = Instant::now() + PATIENCE;
+        while self.0.exists() && remove(&self.0).is_err() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
