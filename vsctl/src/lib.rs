@@ -1,17 +1,23 @@
 //! The manager of virtual servers: everything that `vsctl` does, without its command line.
 //!
 //! In reading order: what the user wants (`spec`), what is written down (`site`, `store`, `network`), where roots come
-//! from (`template`, `volume`), how a server runs (`lifecycle`, `monitor`), and how people ask for it (`cli`).
+//! from (`template`, `volume`), how a server runs (`lifecycle`, `monitor`), how it is changed (`edit`), what is seen of it
+//! (`observe`, `processes`, `events`), what is wrong (`doctor`), and how people ask for it (`cli`).
 
 #![forbid(unsafe_code)]
 
 pub mod cli;
 pub mod enter;
+pub mod events;
+pub mod doctor;
+pub mod edit;
 pub mod failure;
 pub mod lifecycle;
 pub mod monitor;
 pub mod name;
 pub mod network;
+pub mod observe;
+pub mod processes;
 pub mod site;
 pub mod size;
 pub mod spec;

@@ -88,8 +88,10 @@ pub fn boot(world: &World, stage: Stage) -> Result<Running> {
     let init = stage.boot(&descriptors)?;
     // The network was configured before: nothing to wait for.
     init.channel.send(handover::word::PROCEED.as_bytes(), &[])?;
-    let mut ours = expect(&init.channel, handover::word::PREPARED)?;
-    expect(&init.channel, handover::word::RUNNING)?;
+    let said = expect(&init.channel, handover::word::PREPARED)
+        .and_then(|ours| expect(&init.channel, handover::word::RUNNING).map(|_| ours));
+    init.reap_stage();
+    let mut ours = said?;
     let notify = ours.pop().context("the notify socket did not arrive")?;
     Ok(Running { pid: init.pid, pidfd: init.pidfd, consoles: ours, notify: Some(notify), lock: None })
 }

@@ -69,6 +69,14 @@ pub struct Init {
     pub pidfd: PidFd,
     /// The channel to vsinit.
     pub channel: Channel,
+    stage: i32,
+}
+
+impl Init {
+    /// Reaps the stage, whose work is done. Late, since its end takes the kernel milliseconds and init need not wait for it.
+    pub fn reap_stage(&self) {
+        end(self.stage);
+    }
 }
 
 impl Stage {
@@ -155,17 +163,20 @@ impl Stage {
         let pid = answer.strip_prefix("init ").and_then(|pid| pid.parse().ok());
         let pid = pid.ok_or_else(|| anyhow!("{answer}"))?;
         let pidfd = received.pop().map(PidFd::from).context("init's pidfd did not arrive")?;
-        self.end();
-        Ok(Init { pid, pidfd, channel: self.channel })
+        Ok(Init { pid, pidfd, channel: self.channel, stage: self.pid })
     }
 
-    /// Reaps the stage; it ends by itself after its work and is ended otherwise.
+    /// Ends and reaps the stage.
     pub fn end(&self) {
-        let pid = nix::unistd::Pid::from_raw(self.pid);
-        // Its own last word may just be on the way out; SIGKILL on a zombie is harmless.
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-        let _ = nix::sys::wait::waitpid(pid, None);
+        end(self.pid);
     }
+}
+
+fn end(stage: i32) {
+    let pid = nix::unistd::Pid::from_raw(stage);
+    // It may just have ended by itself; SIGKILL on a zombie is harmless.
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    let _ = nix::sys::wait::waitpid(pid, None);
 }
 
 /// The stage's life. Never returns; what goes wrong is told on the channel.
