@@ -34,7 +34,8 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
         if args.plan {
             let mut steps = create::plan_destroy(site, &store::load(site, name)?)?;
             steps.reverse();
-            return output::plan(&steps, args.json);
+            let sentences: Vec<String> = steps.iter().map(|step| format!("take back: {step}")).collect();
+            return output::sentences(&sentences, args.json);
         }
         create::destroy(site, name, args.force)
     })

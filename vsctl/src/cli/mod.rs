@@ -1,12 +1,31 @@
 //! The command line: one file per command, which parses, calls one verb of the library and prints.
 
+mod autostart;
+mod completions;
 mod create;
 mod destroy;
+mod doctor;
+mod edit;
 mod enter;
+mod events;
 mod exec;
+mod freeze;
+mod host;
+mod list;
+mod man;
 pub mod output;
+mod pid;
+mod ps;
+mod rename;
+mod restart;
+mod set;
+mod show;
 mod start;
+mod status;
 mod stop;
+mod template;
+mod top;
+mod wait;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -14,9 +33,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::failure::{self, Exit};
+use crate::failure::{self, Exit, Failure};
 use crate::lifecycle::execute::Outcome;
 use crate::site::Site;
+use output::{CLOSED_CODE, Closed};
 
 /// Provisions, runs, limits and moves virtual servers.
 #[derive(Debug, Parser)]
@@ -32,23 +52,69 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Create(create::Args),
-    Enter(enter::Args),
-    Exec(exec::Args),
     Start(start::Args),
     Stop(stop::Args),
+    Restart(restart::Args),
     Destroy(destroy::Args),
+    Rename(rename::Args),
+    Freeze(freeze::Args),
+    Thaw(freeze::ThawArgs),
+    Enter(enter::Args),
+    Exec(exec::Args),
+    #[command(visible_alias = "ls")]
+    List(list::Args),
+    Status(status::Args),
+    Show(show::Args),
+    Set(set::Args),
+    Edit(edit::Args),
+    Top(top::Args),
+    Ps(ps::Args),
+    Pid(pid::Args),
+    Wait(wait::Args),
+    Events(events::Args),
+    Template(template::Args),
+    Autostart(autostart::Args),
+    Host(host::Args),
+    Doctor(doctor::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 impl Command {
     fn run(self, site: &Site) -> Result<i32> {
         match self {
             Self::Create(args) => create::run(args, site),
-            Self::Enter(args) => enter::run(args, site),
-            Self::Exec(args) => exec::run(args, site),
             Self::Start(args) => start::run(args, site),
             Self::Stop(args) => stop::run(args, site),
+            Self::Restart(args) => restart::run(args, site),
             Self::Destroy(args) => destroy::run(args, site),
+            Self::Rename(args) => rename::run(args, site),
+            Self::Freeze(args) => freeze::run(args, site),
+            Self::Thaw(args) => freeze::run_thaw(args, site),
+            Self::Enter(args) => enter::run(args, site),
+            Self::Exec(args) => exec::run(args, site),
+            Self::List(args) => list::run(args, site),
+            Self::Status(args) => status::run(args, site),
+            Self::Show(args) => show::run(args, site),
+            Self::Set(args) => set::run(args, site),
+            Self::Edit(args) => edit::run(args, site),
+            Self::Top(args) => top::run(args, site),
+            Self::Ps(args) => ps::run(args, site),
+            Self::Pid(args) => pid::run(args, site),
+            Self::Wait(args) => wait::run(args, site),
+            Self::Events(args) => events::run(args, site),
+            Self::Template(args) => template::run(args, site),
+            Self::Autostart(args) => autostart::run(args, site),
+            Self::Host(args) => host::run(args, site),
+            Self::Doctor(args) => doctor::run(args, site),
+            Self::Completions(args) => completions::run(&args),
+            Self::Man(args) => man::run(&args),
         }
+    }
+
+    /// Whether it is about this host; the others only tell of the program itself.
+    fn is_about_host(&self) -> bool {
+        !matches!(self, Self::Completions(_) | Self::Man(_))
     }
 }
 
@@ -63,8 +129,14 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         }
     };
     start_log(cli.verbose);
-    let outcome = Site::from_environment().and_then(|site| cli.command.run(&site));
-    finish(outcome)
+    finish(run(cli.command))
+}
+
+fn run(command: Command) -> Result<i32> {
+    if command.is_about_host() && !rustix::process::geteuid().is_root() {
+        return Err(Failure::new(Exit::Failed, "only root can do this").hint("sudo vsctl ...").into());
+    }
+    command.run(&Site::from_environment()?)
 }
 
 /// Runs a monitor: see [`crate::monitor`].
@@ -84,6 +156,7 @@ fn start_log(verbose: u8) {
 fn finish(outcome: Result<i32>) -> ExitCode {
     match outcome {
         Ok(code) => ExitCode::from(code as u8),
+        Err(error) if error.is::<Closed>() => ExitCode::from(CLOSED_CODE as u8),
         Err(error) => {
             print_error(&error);
             ExitCode::from(failure::exit_of(&error) as u8)
@@ -107,11 +180,14 @@ pub fn print_error(error: &anyhow::Error) {
 /// Runs `verb` for each name, goes on past failures, and gives the code of the first one.
 ///
 /// # Errors
-/// The last failure; earlier ones have been printed.
+/// Only that standard output is closed; other failures have been printed.
 pub fn for_each<T>(names: &[T], mut verb: impl FnMut(&T) -> Result<()>) -> Result<i32> {
     let mut first = None;
     for name in names {
         if let Err(error) = verb(name) {
+            if error.is::<Closed>() {
+                return Err(error);
+            }
             first.get_or_insert(failure::exit_of(&error) as i32);
             print_error(&error);
         }

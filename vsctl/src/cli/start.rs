@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::{output, print_error};
 use crate::failure;
 use crate::lifecycle::start::{self, Options, Starting, Until};
+use crate::lifecycle::state::{self, State};
 use crate::name::Name;
 use crate::site::Site;
 use crate::store;
@@ -15,8 +16,11 @@ use crate::store;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The servers.
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required_unless_present = "all", value_name = "NAME")]
     names: Vec<Name>,
+    /// All servers that are stopped.
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
     /// Wait until init can take signals, until the guest says that it is ready, or not at all.
     #[arg(long, value_enum, default_value = "init")]
     wait: Wait,
@@ -31,11 +35,25 @@ pub struct Args {
     json: bool,
 }
 
+/// How far a start waits.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Wait {
+pub enum Wait {
+    /// Until init can take signals.
     Init,
+    /// Until the guest says that it is ready.
     Ready,
+    /// Not at all.
     None,
+}
+
+impl From<Wait> for Until {
+    fn from(wait: Wait) -> Self {
+        match wait {
+            Wait::Init => Self::Init,
+            Wait::Ready => Self::Ready,
+            Wait::None => Self::Nothing,
+        }
+    }
 }
 
 /// Runs the command.
@@ -43,18 +61,27 @@ enum Wait {
 /// # Errors
 /// When a server does not start.
 pub fn run(args: Args, site: &Site) -> Result<i32> {
+    let mut names = args.names;
+    if args.all {
+        names = store::names(site)?;
+        names.retain(|name| !matches!(state::of(site, name), State::Running | State::Frozen));
+    }
     if args.plan {
-        return super::for_each(&args.names, |name| {
+        return super::for_each(&names, |name| {
             let server = store::load(site, name)?;
             output::plan(&start::plan(site, &server, args.rescue)?.1, args.json)
         });
     }
-    let until = match args.wait {
-        Wait::Init => Until::Init,
-        Wait::Ready => Until::Ready,
-        Wait::None => Until::Nothing,
-    };
-    Ok(start_all(site, &args.names, Options { until, rescue: args.rescue }))
+    let code = start_all(site, &names, Options { until: args.wait.into(), rescue: args.rescue });
+    if args.json {
+        output::json(&states(site, &names))?;
+    }
+    Ok(code)
+}
+
+/// What became of servers, for scripts.
+pub fn states(site: &Site, names: &[Name]) -> Vec<serde_json::Value> {
+    names.iter().map(|name| serde_json::json!({ "name": name, "state": state::of(site, name) })).collect()
 }
 
 /// Starts many at a time, so that one's waiting is another's work.

@@ -1,22 +1,32 @@
 //! `vsctl stop`
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
 
-use super::output;
+use super::{output, print_error, start};
+use crate::failure;
 use crate::lifecycle::journal;
 use crate::lifecycle::state;
 use crate::lifecycle::stop::{self, Manner};
 use crate::name::Name;
 use crate::site::Site;
+use crate::store;
+
+/// How many servers are stopped at the same time.
+const AT_ONCE: usize = 16;
 
 /// Stop servers.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The servers.
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required_unless_present = "all", value_name = "NAME")]
     names: Vec<Name>,
+    /// All servers that are up.
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
     /// Seconds for an orderly shutdown; after them it is killed.
     #[arg(long, value_name = "S", default_value = "60")]
     timeout: u64,
@@ -37,12 +47,57 @@ pub struct Args {
 /// When a server does not stop.
 pub fn run(args: Args, site: &Site) -> Result<i32> {
     let manner = Manner { timeout: Duration::from_secs(args.timeout), kill: args.kill };
-    super::for_each(&args.names, |name| {
-        if args.plan {
+    let mut names = args.names;
+    if args.all {
+        names = store::names(site)?;
+        names.retain(|name| state::of(site, name).is_up());
+    }
+    if args.plan {
+        return super::for_each(&names, |name| {
+            store::load(site, name)?;
             let mut steps = journal::standing(&state::journal_file(site, name))?;
             steps.reverse();
-            return output::plan(&steps, args.json);
+            let sentences: Vec<String> = steps.iter().map(|step| format!("take back: {step}")).collect();
+            output::sentences(&sentences, args.json)
+        });
+    }
+    let code = stop_all(site, &names, &manner);
+    if args.json {
+        output::json(&start::states(site, &names))?;
+    }
+    Ok(code)
+}
+
+/// Stops many at a time: most of a stop is waiting for the guest. Prints what fails; gives the code of the first.
+pub fn stop_all(site: &Site, names: &[Name], manner: &Manner) -> i32 {
+    if let [name] = names {
+        return failed(stop::stop(site, name, manner));
+    }
+    let next = AtomicUsize::new(0);
+    let code = Mutex::new(0);
+    let work = || {
+        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let failed = failed(stop::stop(site, name, manner));
+            let mut code = code.lock().unwrap_or_else(PoisonError::into_inner);
+            if *code == 0 {
+                *code = failed;
+            }
         }
-        stop::stop(site, name, &manner)
-    })
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..names.len().min(AT_ONCE) {
+            scope.spawn(work);
+        }
+    });
+    code.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn failed(outcome: Result<()>) -> i32 {
+    outcome.map_or_else(
+        |error| {
+            print_error(&error);
+            failure::exit_of(&error) as i32
+        },
+        |()| 0,
+    )
 }

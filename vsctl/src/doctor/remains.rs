@@ -1,0 +1,440 @@
+//! What interrupted commands and dead processes left behind, and how it is mended.
+//!
+//! Only what carries this site's exact names is touched, and only under the lock of the server whose name it bears: a
+//! command that is at work is not disturbed. The order matters: first what has a journal, then what has only a name.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use kernel::cgroup::{Controller, Hierarchies};
+use kernel::lock::Flock;
+
+use super::{Finding, Verdict, trial};
+use crate::edit;
+use crate::lifecycle::facilities::{self, Facilities};
+use crate::lifecycle::state::{self, State};
+use crate::lifecycle::world::World;
+use crate::lifecycle::{create, journal, stop};
+use crate::monitor;
+use crate::name::Name;
+use crate::site::Site;
+use crate::store;
+
+/// One look, with what is found so far.
+struct Round<'a> {
+    site: &'a Site,
+    world: World<'a>,
+    fix: bool,
+    findings: Vec<Finding>,
+}
+
+/// Looks for what was left behind, and mends it if `fix` is set.
+///
+/// # Errors
+/// When the site's directories cannot be read. What cannot be mended is a finding.
+pub fn examine(site: &Site, fix: bool) -> Result<Vec<Finding>> {
+    let mut round = Round { site, world: World::new(site), fix, findings: Vec::new() };
+    round.interrupted_changes()?;
+    let created = round.interrupted_creations()?;
+    round.interrupted_starts()?;
+    round.interrupted_set_up()?;
+    round.running_servers()?;
+    round.view();
+    round.runtime_directories()?;
+    round.groups()?;
+    round.links()?;
+    round.bindings()?;
+    round.reservations()?;
+    round.templates()?;
+    if created {
+        round.last_light()?;
+    }
+    Ok(round.findings)
+}
+
+impl Round<'_> {
+    /// Notes a thing that was left, and mends it when that is wanted.
+    fn left(&mut self, subject: String, detail: &str, mend: impl FnOnce(&mut Self) -> Result<()>) {
+        let finding = if !self.fix {
+            Finding::new(Verdict::Left, subject, detail).remedy("vsctl doctor --fix")
+        } else {
+            match mend(self) {
+                Ok(()) => Finding::new(Verdict::Mended, subject, detail),
+                Err(error) => Finding::new(Verdict::Left, subject, format!("{detail}; {error:#}")),
+            }
+        };
+        self.findings.push(finding);
+    }
+
+    /// The lock of a server, or none when a command works on it just now: then it is none of our business.
+    fn lock(&self, name: &Name) -> Result<Option<Flock>> {
+        let directory = self.site.run().join("lock");
+        fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+        Ok(Flock::try_exclusive(&directory.join(name.as_str()))?)
+    }
+
+    fn interrupted_changes(&mut self) -> Result<()> {
+        for (name, steps) in edit::interrupted(self.site)? {
+            let Some(_lock) = self.lock(&name)? else { continue };
+            let detail = format!("a change was interrupted ({} steps)", steps.len());
+            self.left(format!("server {name}"), &detail, |round| edit::recover(round.site, &name));
+        }
+        Ok(())
+    }
+
+    /// Whether there were any.
+    fn interrupted_creations(&mut self) -> Result<bool> {
+        let mut found = Vec::new();
+        for name in create::recover_all(self.site, false)? {
+            // Held by a command that is creating or destroying it.
+            if self.lock(&name)?.is_some() {
+                found.push(name);
+            }
+        }
+        if found.is_empty() {
+            return Ok(false);
+        }
+        let outcome = if self.fix { create::recover_all(self.site, true).map(|_| ()) } else { Ok(()) };
+        let mut outcome = Some(outcome);
+        for name in found {
+            let outcome = outcome.take().unwrap_or(Ok(()));
+            self.left(format!("server {name}"), "its creation or removal was interrupted", |_| outcome);
+        }
+        Ok(true)
+    }
+
+    fn interrupted_starts(&mut self) -> Result<()> {
+        for name in store::entries(&self.site.run().join("journal"))? {
+            if state::status(self.site, &name).is_some() {
+                continue;
+            }
+            let Some(_lock) = self.lock(&name)? else { continue };
+            // It may have come up, or have been taken back, before we had the lock.
+            let journal = state::journal_file(self.site, &name);
+            if state::status(self.site, &name).is_some() || !journal.exists() {
+                continue;
+            }
+            let count = journal::standing(&journal).map_or(0, |steps| steps.len());
+            let detail = format!("it does not run, and {count} steps of its start stand");
+            self.left(format!("server {name}"), &detail, |round| stop::recover(round.site, &name));
+        }
+        Ok(())
+    }
+
+    fn interrupted_set_up(&mut self) -> Result<()> {
+        let host = self.site.run().join("host");
+        if !host.join("journal").exists() || Facilities(self.site).are_up() {
+            return Ok(());
+        }
+        let Some(lock) = Flock::try_exclusive(&host.join("lock"))? else { return Ok(()) };
+        drop(lock);
+        let detail = "setting up what servers share was interrupted";
+        self.left("host".into(), detail, |round| Facilities(round.site).remove());
+        Ok(())
+    }
+
+    fn running_servers(&mut self) -> Result<()> {
+        for name in store::names(self.site)? {
+            let now = state::of(self.site, &name);
+            if !matches!(now, State::Running | State::Frozen) {
+                continue;
+            }
+            if !monitor::is_alive(self.site, &name) {
+                self.left(format!("server {name}"), "it runs without a monitor", |round| adopt(round.site, &name));
+            }
+            let Some(_lock) = self.lock(&name)? else { continue };
+            let frozen = self.world.group(&self.site.server_cgroup(&name))?.is_frozen().unwrap_or(now == State::Frozen);
+            if frozen == (now == State::Frozen) {
+                continue;
+            }
+            let mark = self.site.server_run(&name).join("frozen");
+            let detail = if frozen { "it is frozen without a mark" } else { "it is marked as frozen and runs" };
+            self.left(format!("server {name}"), detail, |_| {
+                let marked = if frozen { fs::write(&mark, "") } else { fs::remove_file(&mark) };
+                marked.with_context(|| format!("mark {}", mark.display()))
+            });
+        }
+        Ok(())
+    }
+
+    fn view(&mut self) {
+        if !Facilities(self.site).are_up() {
+            return;
+        }
+        let directory = self.site.lxcfs();
+        let mount = directory.join("mount");
+        let outcome = match kernel::mount::is_mount_point(&mount) {
+            Ok(true) => trial::fuse(&mount),
+            Ok(false) => Err(anyhow::anyhow!("it is not mounted")),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = outcome {
+            let detail = format!("{}: {error:#}", mount.display());
+            self.left("FUSE overlay".into(), &detail, |round| {
+                facilities::serve(round.site, &directory)?;
+                trial::fuse(&mount).context("it does not answer yet")
+            });
+        }
+    }
+
+    /// Runtime directories of servers that do not run and have no journal.
+    fn runtime_directories(&mut self) -> Result<()> {
+        for name in store::entries(&self.site.run().join("servers"))? {
+            let Some(_lock) = self.lock(&name)? else { continue };
+            let directory = self.site.server_run(&name);
+            let stands = state::journal_file(self.site, &name).exists();
+            if stands || state::status(self.site, &name).is_some() || !directory.exists() {
+                continue;
+            }
+            self.left(directory.display().to_string(), "nothing runs in it", |_| {
+                kernel::mount::detach(&directory.join("root"))?;
+                fs::remove_dir_all(&directory).with_context(|| format!("remove {}", directory.display()))
+            });
+        }
+        Ok(())
+    }
+
+    /// Names of servers that are up, or that a command works on.
+    fn is_busy(&self, name: &Name) -> Result<bool> {
+        Ok(state::of(self.site, name).is_up() || state::journal_file(self.site, name).exists() || self.lock(name)?.is_none())
+    }
+
+    fn groups(&mut self) -> Result<()> {
+        let hierarchies = Hierarchies::detect()?;
+        let parent = self.site.cgroup();
+        let roots = Controller::ALL.iter().filter_map(|controller| hierarchies.v1(*controller)).chain(hierarchies.unified());
+        let mut names = BTreeSet::new();
+        for root in roots {
+            let entries = fs::read_dir(root.join(&parent)).into_iter().flatten().flatten();
+            let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            names.extend(directories.filter_map(|entry| entry.file_name().to_str()?.parse::<Name>().ok()));
+        }
+        for name in names {
+            if self.is_busy(&name)? {
+                continue;
+            }
+            let Some(_lock) = self.lock(&name)? else { continue };
+            let path = self.site.server_cgroup(&name);
+            self.left(format!("cgroup {path}"), "it belongs to no server that runs", |round| {
+                let group = round.world.group(&path)?;
+                group.kill()?;
+                Ok(group.remove()?)
+            });
+        }
+        Ok(())
+    }
+
+    /// Host ends of links whose server is up. An unreadable server keeps its link: nobody knows which one it is.
+    fn live_links(&self) -> Result<BTreeSet<String>> {
+        let mut live = BTreeSet::new();
+        for name in store::names(self.site)? {
+            if self.is_busy(&name)? {
+                let record = fs::read_to_string(store::record_file(self.site, &name)).unwrap_or_default();
+                let record: store::Record = toml::from_str(&record).with_context(|| format!("read the record of '{name}'"))?;
+                live.insert(self.site.link(record.id));
+            }
+        }
+        Ok(live)
+    }
+
+    fn links(&mut self) -> Result<()> {
+        let prefix = self.site.link_prefix();
+        let is_ours = |name: &str| name.strip_prefix(&prefix).is_some_and(|id| id.parse::<u32>().is_ok());
+        let names: Vec<String> =
+            self.world.netlink()?.links()?.into_iter().map(|link| link.name).filter(|name| is_ours(name)).collect();
+        // Listed before the servers are: one that starts meanwhile has its link only after that.
+        let live = self.live_links()?;
+        for name in names.into_iter().filter(|name| !live.contains(name)) {
+            self.left(format!("link {name}"), "it belongs to no server that runs", |round| {
+                Ok(round.world.netlink()?.delete_link(&name)?)
+            });
+        }
+        Ok(())
+    }
+
+    fn bindings(&mut self) -> Result<()> {
+        if !Facilities(self.site).are_up() {
+            return Ok(());
+        }
+        if !self.world.firewall()?.exists()? {
+            self.left(format!("nft tables {}", self.site.table()), "they are gone", |round| {
+                round.world.ruleset()?.install()?;
+                log::warn!("running servers have no network until they are restarted");
+                Ok(())
+            });
+            return Ok(());
+        }
+        let bindings = self.world.firewall()?.bindings()?;
+        let live = self.live_links()?;
+        for binding in bindings.into_iter().filter(|binding| !live.contains(&binding.port)) {
+            self.left(format!("nft binding of {}", binding.port), "it belongs to no server that runs", |round| {
+                Ok(round.world.firewall()?.unbind(&binding)?)
+            });
+        }
+        Ok(())
+    }
+
+    /// Numbers and addresses that nobody has. What is being created holds its lock, or has a journal.
+    fn reservations(&mut self) -> Result<()> {
+        let state = self.site.state();
+        for (directory, what) in [("ids", "number"), ("addresses", "address")] {
+            for path in files(&state.join(directory))? {
+                let owner = fs::read_to_string(&path).unwrap_or_default();
+                let thing = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let subject = format!("{what} {thing}");
+                match owner.parse::<Name>() {
+                    Ok(name) => {
+                        let Some(_lock) = self.lock(&name)? else { continue };
+                        let pending = state.join("journal").join(name.as_str()).exists()
+                            || state.join("changes").join(name.as_str()).exists();
+                        if !pending && !self.has(&name, &thing)? {
+                            self.left(subject, &format!("'{name}' has not got it"), |_| release(&path, &owner));
+                        }
+                    }
+                    // Made and not yet written to, or cut short: the allocation lock says which.
+                    Err(_) => {
+                        let Some(_lock) = Flock::try_exclusive(&state.join("ids/.lock"))? else { continue };
+                        self.left(subject, "it names no server", |_| release(&path, &owner));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the server's record names the number or address.
+    fn has(&self, name: &Name, thing: &str) -> Result<bool> {
+        let path = store::record_file(self.site, name);
+        let Ok(text) = fs::read_to_string(&path) else { return Ok(false) };
+        // A damaged record keeps everything: nobody knows what was in it.
+        let Ok(record) = toml::from_str::<store::Record>(&text) else { return Ok(true) };
+        let has_address = record.addresses.iter().map(IpNet::addr).any(|address| address.to_string() == thing);
+        Ok(has_address || record.id.to_string() == thing)
+    }
+
+    fn templates(&mut self) -> Result<()> {
+        let directory = self.site.state().join("templates");
+        let unfinished: Vec<PathBuf> = fs::read_dir(&directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| [".new-", ".gone-"].iter().any(|start| entry.file_name().to_string_lossy().starts_with(start)))
+            .map(|entry| entry.path())
+            .collect();
+        if unfinished.is_empty() {
+            return Ok(());
+        }
+        // Held by a build that is under way.
+        let Some(_lock) = Flock::try_exclusive(&directory.join(".lock"))? else { return Ok(()) };
+        for path in unfinished {
+            self.left(path.display().to_string(), "a build or removal was interrupted", |_| {
+                fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))
+            });
+        }
+        Ok(())
+    }
+
+    /// After the removal of the last server what all share goes, too; an interrupted removal had not come to that.
+    fn last_light(&mut self) -> Result<()> {
+        if self.fix && Facilities(self.site).are_up() && store::names(self.site)?.is_empty() {
+            let detail = "there is no server any more";
+            self.left("host".into(), detail, |round| Facilities(round.site).remove());
+        }
+        Ok(())
+    }
+}
+
+/// Puts a monitor beside a server and waits until it is there.
+fn adopt(site: &Site, name: &Name) -> Result<()> {
+    monitor::adopt(site, name)?;
+    for _ in 0..200 {
+        if monitor::is_alive(site, name) || state::status(site, name).is_none() {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Err(anyhow::anyhow!("the new monitor did not come up"))
+}
+
+/// The files of a directory that are no lock, by name.
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    match fs::read_dir(directory) {
+        Ok(entries) => {
+            for entry in entries {
+                let entry = entry.with_context(|| format!("read {}", directory.display()))?;
+                if !entry.file_name().to_string_lossy().starts_with('.') {
+                    paths.push(entry.path());
+                }
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("read {}", directory.display())),
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Gives a reservation back if it still says what it said.
+fn release(path: &Path, owner: &str) -> Result<()> {
+    if fs::read_to_string(path).is_ok_and(|text| text == owner) {
+        fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site() -> (tempfile::TempDir, Site) {
+        let root = tempfile::tempdir().unwrap();
+        let site = Site::at(root.path()).unwrap();
+        for directory in ["ids", "addresses", "servers/web1"] {
+            fs::create_dir_all(site.state().join(directory)).unwrap();
+        }
+        let record = "version = 1\nid = 1\nuuid = \"u\"\ncreated_s = 0\ntemplate_digest = \"d\"\naddresses = [\"10.1.2.2/24\"]\n";
+        fs::write(site.state().join("servers/web1/record.toml"), record).unwrap();
+        (root, site)
+    }
+
+    #[test]
+    fn reservations_that_nobody_has_are_found_and_the_others_kept() {
+        let (_root, site) = site();
+        let state = site.state();
+        for (file, owner) in [
+            ("ids/1", "web1"),
+            ("ids/2", "gone"),
+            ("ids/3", "web1"),
+            ("addresses/10.1.2.2", "web1"),
+            ("addresses/10.1.2.9", "web1"),
+            ("addresses/10.1.2.10", ""),
+        ] {
+            fs::write(state.join(file), owner).unwrap();
+        }
+        let look = |fix| {
+            let mut round = Round { site: &site, world: World::new(&site), fix, findings: Vec::new() };
+            round.reservations().unwrap();
+            round.findings.into_iter().map(|finding| (finding.subject, finding.verdict)).collect::<Vec<_>>()
+        };
+        let stale = ["number 2", "number 3", "address 10.1.2.10", "address 10.1.2.9"];
+        let all = |verdict| stale.map(|subject| (subject.to_owned(), verdict));
+        assert_eq!(look(false), all(Verdict::Left));
+        assert_eq!(look(true), all(Verdict::Mended));
+        assert_eq!(look(false), []);
+        assert!(state.join("ids/1").exists() && state.join("addresses/10.1.2.2").exists());
+    }
+
+    #[test]
+    fn what_a_command_is_at_work_on_is_left_alone() {
+        let (_root, site) = site();
+        fs::write(site.state().join("ids/2"), "gone").unwrap();
+        let mut round = Round { site: &site, world: World::new(&site), fix: true, findings: Vec::new() };
+        let _held = round.lock(&"gone".parse().unwrap()).unwrap().unwrap();
+        round.reservations().unwrap();
+        assert_eq!(round.findings, []);
+    }
+}

@@ -1,0 +1,102 @@
+//! Trying out what the kernel can do, in a child whose namespaces go with it: the host sees nothing of it.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use kernel::mount::{Attributes, FileSystem};
+use kernel::namespace::{self, Kinds};
+use kernel::process::{self, CloneOptions, Fork};
+use net::{Netlink, Veth};
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+/// A kernel that does not answer in this time hangs.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Runs `work` in a child, and gives its error as text.
+///
+/// # Errors
+/// What `work` says, or that it took too long: then the child is killed.
+pub fn in_child(work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let (answer, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
+    match process::fork(&CloneOptions::default())? {
+        Fork::Child => {
+            drop(answer);
+            let text = work().map_or_else(|error| format!("{error:#}"), |()| "ok".to_owned());
+            // The parent is there until it has heard us, or has given up.
+            let _ = File::from(told).write_all(text.as_bytes());
+            std::process::exit(0)
+        }
+        Fork::Parent { pidfd, .. } => {
+            drop(told);
+            let mut polled = [PollFd::new(&answer, PollFlags::IN)];
+            let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+            let ready = rustix::event::poll(&mut polled, Some(&patience)).context("wait for a trial")?;
+            if ready == 0 {
+                let _ = pidfd.signal(nix::libc::SIGKILL);
+                bail!("no answer within {} s", PATIENCE.as_secs());
+            }
+            let mut text = String::new();
+            File::from(answer).read_to_string(&mut text).context("hear a trial")?;
+            let _ = pidfd.reap();
+            if text == "ok" { Ok(()) } else { Err(anyhow!("{text}")) }
+        }
+    }
+}
+
+/// Whether bridges and pairs of links can be made.
+pub fn links() -> Result<()> {
+    in_child(|| {
+        namespace::unshare(Kinds::NET)?;
+        let own = namespace::open(std::process::id() as i32, "net")?;
+        let netlink = Netlink::open()?;
+        netlink.create_bridge("trial", None)?;
+        Ok(netlink.create_veth(&Veth {
+            name: "one",
+            mac: None,
+            mtu: None,
+            bridge: Some("trial"),
+            peer_name: "two",
+            peer_mac: None,
+            peer_namespace: own.as_fd(),
+            up: true,
+        })?)
+    })
+}
+
+/// Whether an overlay can be mounted in a new user namespace.
+pub fn overlay() -> Result<()> {
+    in_child(|| {
+        namespace::unshare(Kinds::USER | Kinds::MOUNT)?;
+        // One's own id may be mapped without help (user_namespaces(7)).
+        std::fs::write("/proc/self/uid_map", "0 0 1").context("map the own id")?;
+        let scratch = Path::new("/tmp");
+        FileSystem::new("tmpfs")?.mount(Attributes::empty())?.attach(scratch)?;
+        let mut overlay = FileSystem::new("overlay")?;
+        for (option, name) in [("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")] {
+            let path = scratch.join(name);
+            std::fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
+            overlay.option(option, path.to_str().unwrap_or_default())?;
+        }
+        overlay.flag("userxattr")?;
+        overlay.mount(Attributes::empty())?;
+        Ok(())
+    })
+}
+
+/// Whether the FUSE server of the mount at `path` answers: a dead one gives an error, a hanging one no answer.
+pub fn fuse(path: &Path) -> Result<()> {
+    in_child(|| {
+        // A name that nobody asked for yet, so that no cache answers.
+        let name = path.join(format!("trial-{}", std::process::id()));
+        match std::fs::symlink_metadata(&name) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("look below {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    })
+}
