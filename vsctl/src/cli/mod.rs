@@ -2,6 +2,7 @@
 
 mod autostart;
 mod completions;
+mod console;
 mod create;
 mod destroy;
 mod doctor;
@@ -18,6 +19,7 @@ mod pid;
 mod ps;
 mod rename;
 mod restart;
+mod service;
 mod set;
 mod show;
 mod start;
@@ -59,8 +61,10 @@ enum Command {
     Rename(rename::Args),
     Freeze(freeze::Args),
     Thaw(freeze::ThawArgs),
+    Console(console::Args),
     Enter(enter::Args),
     Exec(exec::Args),
+    Service(service::Args),
     #[command(visible_alias = "ls")]
     List(list::Args),
     Status(status::Args),
@@ -91,8 +95,10 @@ impl Command {
             Self::Rename(args) => rename::run(args, site),
             Self::Freeze(args) => freeze::run(args, site),
             Self::Thaw(args) => freeze::run_thaw(args, site),
+            Self::Console(args) => console::run(args, site),
             Self::Enter(args) => enter::run(args, site),
             Self::Exec(args) => exec::run(args, site),
+            Self::Service(args) => service::run(args, site),
             Self::List(args) => list::run(args, site),
             Self::Status(args) => status::run(args, site),
             Self::Show(args) => show::run(args, site),

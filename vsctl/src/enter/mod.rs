@@ -18,6 +18,7 @@
 //! exec it is not dumpable: nobody inside can attach to it, or reach its memory, descriptors or program through /proc.
 
 mod account;
+pub mod console;
 mod joiner;
 mod own_copy;
 mod program;
@@ -110,5 +111,5 @@ pub fn run(site: &Site, name: &Name, wish: &Wish) -> Result<i32> {
         is_terminal: wiring.is_terminal(),
     };
     let child = joiner::start(&plan)?;
-    wiring.carry(child, signals)
+    wiring.carry(child, &signals)
 }

@@ -148,6 +148,13 @@ impl Signals {
         Ok(Self(SignalFd::with_flags(&set, flags).context("read signals")?))
     }
 
+    /// Waits for one, at most `timeout_ms`.
+    pub fn within(&self, timeout_ms: u16) -> Option<i32> {
+        let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let _ = nix::poll::poll(&mut polled, timeout_ms);
+        self.next()
+    }
+
     fn next(&self) -> Option<i32> {
         Some(self.0.read_signal().ok()??.ssi_signo as i32)
     }
@@ -169,14 +176,14 @@ pub enum Event {
 }
 
 /// Routes and signals, served together.
-pub struct Relay {
+pub struct Relay<'a> {
     routes: Vec<Route>,
-    signals: Signals,
+    signals: &'a Signals,
 }
 
-impl Relay {
+impl<'a> Relay<'a> {
     /// Serves `routes`.
-    pub fn new(routes: Vec<Route>, signals: Signals) -> Self {
+    pub fn new(routes: Vec<Route>, signals: &'a Signals) -> Self {
         Self { routes, signals }
     }
 
@@ -272,9 +279,10 @@ mod tests {
 
     #[test]
     fn bytes_are_carried_and_the_end_is_passed_on() {
+        let signals = Signals::block(false).unwrap();
         let ((mut source, from), (to, mut sink)) = (pair(), pair());
         let route = Route::new(from.into(), to.into(), AtEnd::Close);
-        let mut relay = Relay::new(vec![route], Signals::block(false).unwrap());
+        let mut relay = Relay::new(vec![route], &signals);
         source.write_all(&[7u8; 10_000]).unwrap();
         drop(source);
         assert_eq!(relay.wait(None).unwrap(), Event::Done(0));
@@ -285,9 +293,9 @@ mod tests {
 
     #[test]
     fn the_end_is_typed_to_a_terminal() {
+        let signals = Signals::block(false).unwrap();
         let ((source, from), (to, mut sink)) = (pair(), pair());
-        let mut relay =
-            Relay::new(vec![Route::new(from.into(), to.into(), AtEnd::Type)], Signals::block(false).unwrap());
+        let mut relay = Relay::new(vec![Route::new(from.into(), to.into(), AtEnd::Type)], &signals);
         drop(source);
         assert_eq!(relay.wait(None).unwrap(), Event::Done(0));
         drop(relay);
@@ -298,9 +306,9 @@ mod tests {
 
     #[test]
     fn a_lost_receiver_is_told() {
+        let signals = Signals::block(false).unwrap();
         let ((mut source, from), (to, sink)) = (pair(), pair());
-        let mut relay =
-            Relay::new(vec![Route::new(from.into(), to.into(), AtEnd::Close)], Signals::block(false).unwrap());
+        let mut relay = Relay::new(vec![Route::new(from.into(), to.into(), AtEnd::Close)], &signals);
         drop(sink);
         source.write_all(b"x").unwrap();
         assert_eq!(relay.wait(None).unwrap(), Event::Broken(0));
@@ -308,9 +316,10 @@ mod tests {
 
     #[test]
     fn what_is_there_at_the_end_still_arrives() {
+        let signals = Signals::block(false).unwrap();
         let ((mut source, from), (to, mut sink)) = (pair(), pair());
         let route = Route::new(from.into(), to.into(), AtEnd::Leave);
-        let mut relay = Relay::new(vec![route], Signals::block(false).unwrap());
+        let mut relay = Relay::new(vec![route], &signals);
         source.write_all(b"late words").unwrap();
         relay.drain(0).unwrap();
         let mut all = [0u8; 10];
@@ -320,13 +329,14 @@ mod tests {
 
     #[test]
     fn a_filter_changes_and_ends() {
+        let signals = Signals::block(false).unwrap();
         let ((mut source, from), (to, mut sink)) = (pair(), pair());
         let filter = |bytes: &mut Vec<u8>| {
             bytes.truncate(2);
             false
         };
         let route = Route::new(from.into(), to.into(), AtEnd::Leave).filtered(Box::new(filter));
-        let mut relay = Relay::new(vec![route], Signals::block(false).unwrap());
+        let mut relay = Relay::new(vec![route], &signals);
         source.write_all(b"abcd").unwrap();
         assert_eq!(relay.wait(None).unwrap(), Event::Left(0));
         drop(relay);

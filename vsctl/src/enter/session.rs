@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 
 use anyhow::{Context, Result};
-use kernel::pty::Master;
+use kernel::pty::{Master, Size};
 use nix::libc;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -47,9 +47,8 @@ impl Wiring {
         if is_terminal {
             let (master, peer) = pty::open(target, account)?;
             terminal::lend_modes(&peer);
-            if let Some(size) = terminal::size() {
-                master.set_size(size)?;
-            }
+            // Programs take a window without a size for a broken one.
+            master.set_size(terminal::size().unwrap_or(Size { rows: 24, columns: 80 }))?;
             return Ok(Self::Terminal { master, peer });
         }
         let mut pipes = [None, None, None];
@@ -76,7 +75,7 @@ impl Wiring {
     }
 
     /// Carries bytes and signals until the program ends; returns its exit code, 128+N after signal N.
-    pub(super) fn carry(self, child: Child, signals: Signals) -> Result<i32> {
+    pub(super) fn carry(self, child: Child, signals: &Signals) -> Result<i32> {
         match self {
             Self::Terminal { master, peer } => {
                 // Ours would keep the terminal open after the last process that uses it.
@@ -88,7 +87,7 @@ impl Wiring {
     }
 }
 
-fn carry_terminal(master: Master, child: &Child, signals: Signals) -> Result<i32> {
+fn carry_terminal(master: Master, child: &Child, signals: &Signals) -> Result<i32> {
     let copy = || terminal::copy(master.as_fd());
     let [input, output, _] = terminal::standard();
     let typed = Route::new(terminal::copy(input)?, copy()?, AtEnd::Type);
@@ -113,7 +112,7 @@ fn carry_terminal(master: Master, child: &Child, signals: Signals) -> Result<i32
     code(child)
 }
 
-fn carry_plain(pipes: [Option<(OwnedFd, OwnedFd)>; 3], child: &Child, signals: Signals) -> Result<i32> {
+fn carry_plain(pipes: [Option<(OwnedFd, OwnedFd)>; 3], child: &Child, signals: &Signals) -> Result<i32> {
     let mut routes = Vec::new();
     let mut inputs = 0;
     for (number, (pipe, ours)) in pipes.into_iter().zip(terminal::standard()).enumerate() {

@@ -13,7 +13,7 @@ pub fn standard() -> [BorrowedFd<'static>; 3] {
 
 /// Which of standard input, output and error are terminals.
 pub fn which() -> [bool; 3] {
-    standard().map(|descriptor| termios::isatty(descriptor))
+    standard().map(termios::isatty)
 }
 
 /// The size of the user's window, from whichever descriptor shows it.
