@@ -59,11 +59,12 @@ fn environment(handover: &Handover) -> BTreeMap<String, String> {
 /// Whether an init reads signals that came before it was ready.
 ///
 /// A stop that comes between the start and the init's signal handlers is lost: the kernel drops
-/// what PID 1 has no handler for. Blocked, it stays pending; but exec hands the mask on, and only
-/// systemd sets a mask of its own (it reads the signals from a signalfd). busybox, sysvinit,
-/// OpenRC and runit go on with what they inherit, would never see a stop signal, and would pass
-/// the mask on to every program of the guest. So only systemd gets it; for the others the monitor
-/// can watch `SigCgt` in `/proc/PID/status`.
+/// what PID 1 has no handler for. Blocked, it stays pending; but exec hands the mask on. systemd
+/// sets a mask of its own and reads the signals from a signalfd, so an early stop is carried out
+/// (seen with 257). busybox's init of 1.35 unblocks the usual ones and gives its children
+/// an empty mask, but older ones, sysvinit, OpenRC and runit go on with what they inherit: they
+/// would never see a stop signal and would pass the mask on to every program of the guest. So
+/// only systemd gets it; for the others the monitor can watch `SigCgt` in `/proc/PID/status`.
 fn keeps_pending_signals(program: &str) -> bool {
     let real = std::fs::canonicalize(program);
     real.is_ok_and(|path| path.file_name() == Path::new("systemd").file_name())

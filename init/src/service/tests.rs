@@ -97,6 +97,18 @@ fn names() {
     }
 }
 
+#[test]
+fn the_manual_has_every_key() {
+    let manual = include_str!("../../man/vsinit.8");
+    let unknown = toml::from_str::<ServiceFile>("unknown-key = 1").unwrap_err();
+    // serde's words: unknown field `X`, expected one of `A`, `B`, ...
+    let keys: Vec<&str> = unknown.message().split('`').skip(3).step_by(2).collect();
+    assert!(keys.len() > 15, "{keys:?}");
+    for key in keys {
+        assert!(manual.contains(&format!("Cm {key} No =")), "{key} is not in vsinit(8)");
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn no_text_makes_the_parser_panic(text in ".{0,200}") {

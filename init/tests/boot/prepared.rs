@@ -15,6 +15,8 @@ pub const TESTS: &[Test] = &[
     ("nothing_of_the_host_stays_open", nothing_of_the_host_stays_open),
     ("links_of_the_root_disk_do_not_lead_out", links_of_the_root_disk_do_not_lead_out),
     ("an_empty_root_disk_gets_its_directories", an_empty_root_disk_gets_its_directories),
+    ("a_privileged_server_boots", a_privileged_server_boots),
+    ("an_unread_console_stops_nobody_but_its_writers", an_unread_console),
     ("a_new_monitor_gets_the_consoles_again", a_new_monitor_gets_the_consoles_again),
 ];
 
@@ -131,6 +133,27 @@ fn an_empty_root_disk_gets_its_directories() {
     for path in ["/proc/1/stat", "/sys/class", "/dev/console", "/run/vsinit/control"] {
         assert!(server.inside(path).exists(), "{path}");
     }
+}
+
+fn a_privileged_server_boots() {
+    let mut server =
+        Plan::new(&[("look", &script("id -u; echo 1 > /proc/sys/vm/drop_caches; cat /proc/self/uid_map"))])
+            .privileged()
+            .start();
+    assert_eq!(server.failure, None);
+    let out = server.wait_file("/out", "end\n");
+    assert!(out.contains("drop_caches: Read-only file system") && out.contains("4294967295"), "{out}");
+    assert_eq!(server.ask(init::control::Request::Reboot), init::control::Reply::Done);
+    assert_eq!(server.wait_end(), Some(libc::SIGHUP));
+}
+
+fn an_unread_console() {
+    let yes = "log = 'console'\nexec = 'yes'\n";
+    let crash = "log = 'console'\nexec = ['sh', '-c', 'exit 1']\nrestart_delay_max_ms = 1\nrestart_delay_ms = 0\n";
+    let server = Plan::new(&[("yes", yes), ("crash", crash)]).start();
+    // Nobody reads the console meanwhile; vsinit's own messages fill what is left of it.
+    while server.service("crash").restarts < 200 {}
+    assert_eq!(server.service("yes").state, "running");
 }
 
 fn a_new_monitor_gets_the_consoles_again() {

@@ -31,6 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The server's ids on this host.
 const IDS: IdMap = IdMap { inside: 0, outside: 655_360_000, count: 65_536 };
 
+/// Those of a privileged one.
+const HOST_IDS: IdMap = IdMap { inside: 0, outside: 0, count: u32::MAX };
+
 const NODES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 /// The vsinit to test: that of this build, or another one, such as the static one that is shipped.
@@ -109,6 +112,13 @@ impl Plan {
         Plan { directory, handover }
     }
 
+    /// Without a user namespace.
+    pub fn privileged(mut self) -> Plan {
+        self.handover.privileged = true;
+        self.handover.seccomp = Some(SeccompProfile { migratable: false, privileged: true });
+        self
+    }
+
     /// Puts a distribution's tree in place of the busybox root.
     pub fn tree(self, tree: &Path) -> Plan {
         fs::remove_dir_all(self.root()).unwrap();
@@ -153,12 +163,17 @@ impl Plan {
 
     /// Starts it and waits for `running`, or for `failed`.
     pub fn start(self) -> Server {
-        own_all(&self.root());
+        let ids = if self.handover.privileged { HOST_IDS } else { IDS };
+        own_all(&self.root(), ids.outside);
         let (ours, theirs) = channel::pair().unwrap();
         let (pipe_read, pipe_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let inherited = Inherited::new(&self, theirs);
-        let namespaces = Kinds::USER | Kinds::PID | Kinds::MOUNT | Kinds::NET | Kinds::UTS | Kinds::IPC | Kinds::CGROUP;
-        let cgroup = Cgroup::new();
+        let mut namespaces =
+            Kinds::USER | Kinds::PID | Kinds::MOUNT | Kinds::NET | Kinds::UTS | Kinds::IPC | Kinds::CGROUP;
+        if self.handover.privileged {
+            namespaces.remove(Kinds::USER);
+        }
+        let cgroup = Cgroup::new(ids.outside);
         let options = CloneOptions { namespaces, cgroup: Some(cgroup.open()), ..Default::default() };
         match process::fork(&options).unwrap() {
             Fork::Child => {
@@ -166,7 +181,9 @@ impl Plan {
                 become_vsinit(&pipe_read, &inherited)
             }
             Fork::Parent { pid, pidfd } => {
-                IDS.write_for(pid).unwrap();
+                if namespaces.contains(Kinds::USER) {
+                    ids.write_for(pid).unwrap();
+                }
                 rustix::io::write(&pipe_write, b"x").unwrap();
                 drop(inherited);
                 let mut server = Server {
@@ -393,7 +410,7 @@ impl Drop for Server {
 }
 
 impl Cgroup {
-    fn new() -> Cgroup {
+    fn new(owner: u32) -> Cgroup {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let hierarchies = Hierarchies::detect().unwrap();
@@ -401,7 +418,7 @@ impl Cgroup {
         let path = unified.join(format!("vsinit-test-{}-{count}", std::process::id()));
         fs::create_dir(&path).unwrap();
         for file in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"] {
-            chown(path.join(file), Some(IDS.outside), Some(IDS.outside)).unwrap();
+            chown(path.join(file), Some(owner), Some(owner)).unwrap();
         }
         Cgroup(path)
     }
@@ -429,13 +446,13 @@ impl Cgroup {
 }
 
 /// Gives everything below `root` to the server's root user.
-fn own_all(root: &Path) {
+fn own_all(root: &Path, owner: u32) {
     for entry in fs::read_dir(root).unwrap() {
         let entry = entry.unwrap();
         if entry.file_type().unwrap().is_dir() {
-            own_all(&entry.path());
+            own_all(&entry.path(), owner);
         }
-        std::os::unix::fs::lchown(entry.path(), Some(IDS.outside), Some(IDS.outside)).unwrap();
+        std::os::unix::fs::lchown(entry.path(), Some(owner), Some(owner)).unwrap();
     }
-    chown(root, Some(IDS.outside), Some(IDS.outside)).unwrap();
+    chown(root, Some(owner), Some(owner)).unwrap();
 }
