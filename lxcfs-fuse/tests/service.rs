@@ -3,6 +3,7 @@
 //! Needs root and /dev/fuse; without them every test is counted as ignored.
 
 use std::io::{self, Read};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -208,9 +209,9 @@ fn readers_do_not_notice_that_workers_are_killed() {
         });
         let killed = std::panic::catch_unwind(|| kill_twenty_workers(&stage, &reads));
         done.store(true, Ordering::Relaxed);
-        let ended = std::panic::catch_unwind(|| {
+        let ended = std::panic::catch_unwind(AssertUnwindSafe(|| {
             wait_until("all readers to have their answers", || readers.iter().all(|reader| reader.is_finished()));
-        });
+        }));
         if ended.is_err() {
             // A reader that nobody answers would wait for ever, and this test for it.
             stage.command("stop");
