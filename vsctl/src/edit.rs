@@ -122,7 +122,8 @@ impl Change {
 fn remove(document: &mut DocumentMut, key: &str) {
     let Some(position) = document.iter().position(|(known, _)| known == key) else { return };
     let next = document.iter().nth(position + 1).map(|(known, _)| known.to_owned());
-    let prefix = |decor: &toml_edit::Decor| decor.prefix().and_then(|text| text.as_str()).unwrap_or_default().to_owned();
+    let prefix =
+        |decor: &toml_edit::Decor| decor.prefix().and_then(|text| text.as_str()).unwrap_or_default().to_owned();
     let above = document.key(key).map(|key| prefix(key.leaf_decor())).unwrap_or_default();
     document.remove(key);
     if !above.contains('#') {
@@ -383,7 +384,11 @@ fn repaired(site: &Site, name: &Name, to: &str) -> Result<Server> {
     let path = store::record_file(site, name);
     let record = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let record: Record = toml::from_str(&record).context("read the record")?;
-    Ok(Server { name: name.clone(), spec: Spec::parse(to, &store::spec_file(site, name).display().to_string())?, record })
+    Ok(Server {
+        name: name.clone(),
+        spec: Spec::parse(to, &store::spec_file(site, name).display().to_string())?,
+        record,
+    })
 }
 
 fn save(site: &Site, server: &Server, from: &str, to: &str) -> Result<Plan> {
@@ -485,7 +490,8 @@ pub fn rename(site: &Site, from: &Name, to: &Name) -> Result<()> {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "# my server\ntemplate = \"busybox\" # small\n\n# as paid for\nmemory = \"64M\"   # half\npids = 100\n";
+    const TEXT: &str =
+        "# my server\ntemplate = \"busybox\" # small\n\n# as paid for\nmemory = \"64M\"   # half\npids = 100\n";
 
     fn changes(words: &[&str]) -> Vec<Change> {
         words.iter().map(|word| word.parse().unwrap()).collect()

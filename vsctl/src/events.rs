@@ -295,7 +295,8 @@ mod tests {
             seen += tail.read_on(&site).unwrap().len() as u64;
         }
         assert_eq!(seen, count);
-        let kept = fs::metadata(file(&site)).map_or(0, |found| found.len()) + fs::metadata(old_file(&site)).unwrap().len();
+        let kept =
+            fs::metadata(file(&site)).map_or(0, |found| found.len()) + fs::metadata(old_file(&site)).unwrap().len();
         assert!(kept <= 2 * ROTATE_BYTES + 40_000, "{kept}");
     }
 

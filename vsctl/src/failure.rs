@@ -80,6 +80,11 @@ impl Failure {
         self.hint = Some(hint.into());
         self
     }
+
+    /// What the user can do about it.
+    pub fn hint_text(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
 }
 
 impl fmt::Display for Failure {
@@ -109,7 +114,7 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
 
 /// The hint that goes with `error`, if any.
 pub fn hint_of(error: &anyhow::Error) -> Option<&str> {
-    error.chain().find_map(|cause| cause.downcast_ref::<Failure>()?.hint.as_deref())
+    error.chain().find_map(|cause| cause.downcast_ref::<Failure>()?.hint_text())
 }
 
 #[cfg(test)]

@@ -7,10 +7,10 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
-pub mod enter;
-pub mod events;
 pub mod doctor;
 pub mod edit;
+pub mod enter;
+pub mod events;
 pub mod failure;
 pub mod lifecycle;
 pub mod monitor;

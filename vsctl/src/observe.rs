@@ -11,12 +11,12 @@ use kernel::cgroup::{CpuSet, Usage};
 use net::Netlink;
 use serde::Serialize;
 
+use crate::lifecycle::journal;
 use crate::lifecycle::network::NetworkStep;
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::step::Step;
 use crate::lifecycle::view::boottime_ns;
 use crate::lifecycle::world::World;
-use crate::lifecycle::journal;
 use crate::monitor;
 use crate::name::Name;
 use crate::site::Site;
@@ -280,7 +280,8 @@ impl Sample {
         for name in store::entries(&world.site.run().join("servers"))? {
             let seen = Seen::look(world, name);
             let (Some(status), Some(usage)) = (seen.status(), seen.usage()) else { continue };
-            let link = seen.defined().map(|server| server.record.id).and_then(|id| links.iter().find(|link| link.0 == id));
+            let link =
+                seen.defined().map(|server| server.record.id).and_then(|id| links.iter().find(|link| link.0 == id));
             let (_, received_bytes, sent_bytes) = link.copied().unwrap_or_default();
             servers.push(Measured {
                 state: seen.state,
@@ -308,9 +309,8 @@ impl Sample {
 
 impl Measured {
     fn since(&self, before: Option<&Measured>, seconds: f64) -> Load {
-        let rate = |counter: fn(&Measured) -> u64| {
-            counter(self).saturating_sub(before.map_or(0, counter)) as f64 / seconds
-        };
+        let rate =
+            |counter: fn(&Measured) -> u64| counter(self).saturating_sub(before.map_or(0, counter)) as f64 / seconds;
         Load {
             name: self.name.clone(),
             state: self.state,

@@ -179,13 +179,8 @@ mod tests {
     fn a_status_is_read() {
         let text = "Name:\tsleep (x)\nUmask:\t0022\nState:\tS (sleeping)\nUid:\t1879113728\t1879113728\t0\t0\n\
                     NSpid:\t4711\t23\nVmRSS:\t     880 kB\n";
-        let expected = Status {
-            name: "sleep (x)".into(),
-            state: 'S',
-            uid: 1_879_113_728,
-            pid_inside: 23,
-            rss_bytes: 880 << 10,
-        };
+        let expected =
+            Status { name: "sleep (x)".into(), state: 'S', uid: 1_879_113_728, pid_inside: 23, rss_bytes: 880 << 10 };
         assert_eq!(Status::parse(text), Some(expected));
         assert_eq!(Status::parse("Name:\tx\n"), None);
     }

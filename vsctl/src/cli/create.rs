@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::builder::ValueParser;
 
 use super::output;
+use crate::edit;
 use crate::lifecycle::create::{self, Creation};
 use crate::lifecycle::start;
 use crate::name::Name;
@@ -98,6 +99,9 @@ fn parse_cpuset(text: &str) -> Result<kernel::cgroup::CpuSet, String> {
 /// # Errors
 /// When a value cannot be used or the host refuses.
 pub fn run(args: Args, site: &Site) -> Result<i32> {
+    if let Some(set) = &args.cpuset {
+        edit::check_cpuset(set)?;
+    }
     let identity = identity(&args)?;
     let held = Templates::below(&site.state()).hold(&args.template)?;
     let spec = spec(&args);

@@ -192,11 +192,8 @@ impl FromStr for Order {
 pub fn run(args: Args, site: &Site) -> Result<i32> {
     let world = World::new(site);
     let names = names(site, args.all)?;
-    let mut seen: Vec<Seen<'_>> = names
-        .into_iter()
-        .map(|name| Seen::look(&world, name))
-        .filter(|seen| args.all || seen.state.is_up())
-        .collect();
+    let mut seen: Vec<Seen<'_>> =
+        names.into_iter().map(|name| Seen::look(&world, name)).filter(|seen| args.all || seen.state.is_up()).collect();
     let Chosen(by) = args.sort.by;
     if by.title != "name" {
         seen.sort_by_cached_key(|seen| SortKey((by.value)(seen)));

@@ -108,8 +108,10 @@ fn list_commands(command: &clap::Command, name: &str, page: &mut Roff) {
 
 fn list_exit_codes(page: &mut Roff) {
     page.control("SH", ["EXIT STATUS"]);
-    page.text([roman("The numbers are those of vzctl(8) where the condition is the same. A command for several servers goes \
-                      on past failures and gives the code of the first one.")]);
+    page.text([roman(
+        "The numbers are those of vzctl(8) where the condition is the same. A command for several servers goes \
+                      on past failures and gives the code of the first one.",
+    )]);
     let entries = [(0, "success")].into_iter().chain(Exit::TABLE.iter().map(|(exit, meaning)| (*exit as u8, *meaning)));
     for (code, meaning) in entries {
         page.control("TP", []);
@@ -174,7 +176,10 @@ mod tests {
     #[test]
     fn every_key_of_a_spec_has_its_entry() {
         for (key, ..) in crate::spec::KEYS {
-            assert!(SERVER_TOML.contains(&format!(".BR {key} ")) || SERVER_TOML.contains(&format!(".B {key}\n")), "{key}");
+            assert!(
+                SERVER_TOML.contains(&format!(".BR {key} ")) || SERVER_TOML.contains(&format!(".B {key}\n")),
+                "{key}"
+            );
         }
     }
 

@@ -130,6 +130,10 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
+            let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<Failure>());
+            if let Some(hint) = cause.and_then(Failure::hint_text) {
+                eprintln!("hint: {hint}");
+            }
             let code = if error.use_stderr() { Exit::BadParameter as u8 } else { 0 };
             return ExitCode::from(code);
         }
@@ -155,7 +159,7 @@ fn start_log(verbose: u8) {
     let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
         .format_target(false)
-        .format_timestamp(None)
+        .format_timestamp((verbose >= 2).then_some(env_logger::TimestampPrecision::Micros))
         .init();
 }
 

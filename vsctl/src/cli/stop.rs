@@ -89,7 +89,16 @@ pub fn stop_all(site: &Site, names: &[Name], manner: &Manner) -> i32 {
             scope.spawn(work);
         }
     });
+    wait_for_threads();
     code.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Joined threads are gone a moment later, and a process that has any cannot fork, as a start does.
+fn wait_for_threads() {
+    let count = || std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    while count() > 1 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn failed(outcome: Result<()>) -> i32 {

@@ -207,8 +207,10 @@ const COLUMNS: &[Column] = &[
 
 fn list(args: &ListArgs, templates: &Templates) -> Result<i32> {
     let ready = templates.list()?;
-    let missing: Vec<(&str, String)> =
-        buildable().into_iter().filter(|(name, _)| ready.iter().all(|template| template.name.as_str() != *name)).collect();
+    let missing: Vec<(&str, String)> = buildable()
+        .into_iter()
+        .filter(|(name, _)| ready.iter().all(|template| template.name.as_str() != *name))
+        .collect();
     if args.json {
         let mut told: Vec<serde_json::Value> = Vec::new();
         for template in ready {
@@ -280,7 +282,10 @@ fn render(told: &Told) -> String {
         ("size", format!("{} in {} files", show_bytes(record.size_bytes), record.entries)),
         ("digest", record.digest.clone()),
         ("root", told.root.display().to_string()),
-        ("used by", if users.is_empty() { "-".into() } else { users.iter().map(Name::as_str).collect::<Vec<_>>().join(", ") }),
+        (
+            "used by",
+            if users.is_empty() { "-".into() } else { users.iter().map(Name::as_str).collect::<Vec<_>>().join(", ") },
+        ),
     ];
     let mut text = String::new();
     let warnings = record.warnings.iter().map(|warning| ("warning", warning.clone()));

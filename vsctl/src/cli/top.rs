@@ -24,7 +24,9 @@ use crate::size::show_bytes;
 
 /// Show what all servers do, on one screen.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Keys: c CPU, m memory, t tasks, i disk, n network, u uptime, a name: sort by it, again: the other way round; q quits.")]
+#[command(
+    after_help = "Keys: c CPU, m memory, t tasks, i disk, n network, u uptime, a name: sort by it, again: the other way round; q quits."
+)]
 pub struct Args {
     /// Print instead of showing a screen.
     #[arg(short, long)]
@@ -134,7 +136,8 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     let mut ends = SigSet::empty();
     [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT].into_iter().for_each(|signal| ends.add(signal));
     ends.thread_block().context("hold signals back")?;
-    let ends = SignalFd::with_flags(&ends, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).context("wait for signals")?;
+    let ends =
+        SignalFd::with_flags(&ends, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).context("wait for signals")?;
     let mut screen = Screen::new(&world, args.delay)?;
     // Also restores the terminal when we panic.
     let terminal = ratatui::try_init().context("set up the terminal")?;
@@ -271,13 +274,13 @@ impl<'a> Screen<'a> {
             false => text.to_owned(),
         };
         let header = COLUMNS.iter().enumerate().map(|(index, column)| {
-            let style = Style::new().add_modifier(if index == marked { Modifier::UNDERLINED } else { Modifier::empty() });
+            let style =
+                Style::new().add_modifier(if index == marked { Modifier::UNDERLINED } else { Modifier::empty() });
             Cell::new(align(index, &column.title.to_uppercase())).style(style)
         });
         let header = Row::new(header).style(Style::new().add_modifier(Modifier::REVERSED));
-        let body = rows.iter().map(|row| {
-            Row::new(row.iter().enumerate().map(|(index, text)| Cell::new(align(index, text))))
-        });
+        let body =
+            rows.iter().map(|row| Row::new(row.iter().enumerate().map(|(index, text)| Cell::new(align(index, text)))));
         let constraints = widths.iter().map(|width| Constraint::Length(u16::try_from(*width).unwrap_or(u16::MAX)));
         frame.render_widget(Table::new(body, constraints).header(header).column_spacing(2), area);
     }

@@ -56,8 +56,7 @@ fn parse_release(text: &str) -> Option<(u32, u32)> {
 
 fn namespaces() -> Finding {
     let kinds = ["user", "pid", "mnt", "net", "uts", "ipc", "cgroup", "time"];
-    let missing: Vec<&str> =
-        kinds.into_iter().filter(|kind| !Path::new("/proc/self/ns").join(kind).exists()).collect();
+    let missing: Vec<&str> = kinds.into_iter().filter(|kind| !Path::new("/proc/self/ns").join(kind).exists()).collect();
     let none = number("/proc/sys/user/max_user_namespaces") == Some(0);
     if none {
         return Finding::new(Verdict::Missing, "namespaces", "user namespaces are forbidden")
@@ -99,7 +98,8 @@ fn cgroups() -> Vec<Finding> {
     ] {
         let word = controller.as_str();
         if hierarchies.v1(controller).is_none() && !available.split_whitespace().any(|name| name == word) {
-            let finding = Finding::new(Verdict::Missing, format!("cgroup {word}"), format!("{limit} cannot be limited"));
+            let finding =
+                Finding::new(Verdict::Missing, format!("cgroup {word}"), format!("{limit} cannot be limited"));
             findings.push(finding.remedy(format!("boot with cgroup_enable={word}")));
         }
     }
@@ -143,7 +143,12 @@ fn capabilities() -> Vec<Finding> {
     let wanted = [
         (21, "CAP_SYS_ADMIN", Verdict::Missing, "no server can be started"),
         (12, "CAP_NET_ADMIN", Verdict::Missing, "no server can be connected"),
-        (24, "CAP_SYS_RESOURCE", Verdict::Warning, "hard limits of servers cannot be raised, nor their oom score lowered"),
+        (
+            24,
+            "CAP_SYS_RESOURCE",
+            Verdict::Warning,
+            "hard limits of servers cannot be raised, nor their oom score lowered",
+        ),
     ];
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
@@ -194,10 +199,12 @@ fn forwarding(site: &Site) -> Finding {
             let chains: Vec<String> =
                 drops.iter().map(|drop| format!("{} {} {}", drop.family, drop.table, drop.chain)).collect();
             let bridge = site.bridge();
-            Finding::new(Verdict::Warning, subject, format!("dropped by policy of {}", chains.join(", "))).remedy(format!(
-                "accept it there; with Docker: iptables -I DOCKER-USER -i {bridge} -j ACCEPT; \
+            Finding::new(Verdict::Warning, subject, format!("dropped by policy of {}", chains.join(", "))).remedy(
+                format!(
+                    "accept it there; with Docker: iptables -I DOCKER-USER -i {bridge} -j ACCEPT; \
                  iptables -I DOCKER-USER -o {bridge} -j ACCEPT"
-            ))
+                ),
+            )
         }
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             Finding::new(Verdict::Missing, subject, format!("{error}")).remedy("run as root with CAP_NET_ADMIN")

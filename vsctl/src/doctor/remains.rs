@@ -14,8 +14,10 @@ use kernel::lock::Flock;
 
 use super::{Finding, Verdict, trial};
 use crate::edit;
+use crate::lifecycle::change::ChangeStep;
 use crate::lifecycle::facilities::{self, Facilities};
 use crate::lifecycle::state::{self, State};
+use crate::lifecycle::step::Step;
 use crate::lifecycle::world::World;
 use crate::lifecycle::{create, journal, stop};
 use crate::monitor;
@@ -199,13 +201,16 @@ impl Round<'_> {
 
     /// Names of servers that are up, or that a command works on.
     fn is_busy(&self, name: &Name) -> Result<bool> {
-        Ok(state::of(self.site, name).is_up() || state::journal_file(self.site, name).exists() || self.lock(name)?.is_none())
+        Ok(state::of(self.site, name).is_up()
+            || state::journal_file(self.site, name).exists()
+            || self.lock(name)?.is_none())
     }
 
     fn groups(&mut self) -> Result<()> {
         let hierarchies = Hierarchies::detect()?;
         let parent = self.site.cgroup();
-        let roots = Controller::ALL.iter().filter_map(|controller| hierarchies.v1(*controller)).chain(hierarchies.unified());
+        let roots =
+            Controller::ALL.iter().filter_map(|controller| hierarchies.v1(*controller)).chain(hierarchies.unified());
         let mut names = BTreeSet::new();
         for root in roots {
             let entries = fs::read_dir(root.join(&parent)).into_iter().flatten().flatten();
@@ -233,7 +238,8 @@ impl Round<'_> {
         for name in store::names(self.site)? {
             if self.is_busy(&name)? {
                 let record = fs::read_to_string(store::record_file(self.site, &name)).unwrap_or_default();
-                let record: store::Record = toml::from_str(&record).with_context(|| format!("read the record of '{name}'"))?;
+                let record: store::Record =
+                    toml::from_str(&record).with_context(|| format!("read the record of '{name}'"))?;
                 live.insert(self.site.link(record.id));
             }
         }
@@ -280,6 +286,7 @@ impl Round<'_> {
     /// Numbers and addresses that nobody has. What is being created holds its lock, or has a journal.
     fn reservations(&mut self) -> Result<()> {
         let state = self.site.state();
+        let changing = self.changing()?;
         for (directory, what) in [("ids", "number"), ("addresses", "address")] {
             for path in files(&state.join(directory))? {
                 let owner = fs::read_to_string(&path).unwrap_or_default();
@@ -288,8 +295,7 @@ impl Round<'_> {
                 match owner.parse::<Name>() {
                     Ok(name) => {
                         let Some(_lock) = self.lock(&name)? else { continue };
-                        let pending = state.join("journal").join(name.as_str()).exists()
-                            || state.join("changes").join(name.as_str()).exists();
+                        let pending = state.join("journal").join(name.as_str()).exists() || changing.contains(&name);
                         if !pending && !self.has(&name, &thing)? {
                             self.left(subject, &format!("'{name}' has not got it"), |_| release(&path, &owner));
                         }
@@ -303,6 +309,19 @@ impl Round<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Names in changes that were interrupted: what they hold is between two servers.
+    fn changing(&self) -> Result<BTreeSet<Name>> {
+        let mut names = BTreeSet::new();
+        for (name, steps) in edit::interrupted(self.site)? {
+            names.insert(name);
+            names.extend(steps.into_iter().filter_map(|step| match step {
+                Step::Change(ChangeStep::Move { to, .. }) => Some(to),
+                _ => None,
+            }));
+        }
+        Ok(names)
     }
 
     /// Whether the server's record names the number or address.
@@ -321,7 +340,9 @@ impl Round<'_> {
             .into_iter()
             .flatten()
             .flatten()
-            .filter(|entry| [".new-", ".gone-"].iter().any(|start| entry.file_name().to_string_lossy().starts_with(start)))
+            .filter(|entry| {
+                [".new-", ".gone-"].iter().any(|start| entry.file_name().to_string_lossy().starts_with(start))
+            })
             .map(|entry| entry.path())
             .collect();
         if unfinished.is_empty() {

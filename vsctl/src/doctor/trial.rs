@@ -71,8 +71,11 @@ pub fn links() -> Result<()> {
 pub fn overlay() -> Result<()> {
     in_child(|| {
         namespace::unshare(Kinds::USER | Kinds::MOUNT)?;
-        // One's own id may be mapped without help (user_namespaces(7)).
-        std::fs::write("/proc/self/uid_map", "0 0 1").context("map the own id")?;
+        // One's own ids may be mapped without help, the group's after giving up setgroups (user_namespaces(7)).
+        for (file, text) in [("uid_map", "0 0 1"), ("setgroups", "deny"), ("gid_map", "0 0 1")] {
+            let path = format!("/proc/self/{file}");
+            std::fs::write(&path, text).with_context(|| format!("write {path}"))?;
+        }
         let scratch = Path::new("/tmp");
         FileSystem::new("tmpfs")?.mount(Attributes::empty())?.attach(scratch)?;
         let mut overlay = FileSystem::new("overlay")?;

@@ -23,6 +23,7 @@ use crate::store::{self, Record, Server};
 use crate::template::Template;
 use crate::template::personalise::Identity;
 use crate::volume;
+use crate::{edit, events};
 
 /// What a new server is made from.
 #[derive(Debug)]
@@ -182,6 +183,7 @@ pub fn create(site: &Site, name: &Name, creation: &Creation) -> Result<Server> {
         journal.remove()?;
     }
     outcome.with_context(|| format!("cannot create '{name}'"))?;
+    events::note(site, name, events::Kind::Created);
     Ok(Server { name: name.clone(), spec: creation.spec.clone(), record })
 }
 
@@ -238,6 +240,7 @@ pub fn plan_destroy(site: &Site, server: &Server) -> Result<Vec<Step>> {
 /// Exit 32 when it runs and `force` is not given; what could not be removed.
 pub fn destroy(site: &Site, name: &Name, force: bool) -> Result<()> {
     let _lock = store::lock(site, name)?;
+    edit::recover(site, name)?;
     let server = store::load(site, name)?;
     if state::of(site, name).is_up() {
         if !force {
@@ -254,6 +257,7 @@ pub fn destroy(site: &Site, name: &Name, force: bool) -> Result<()> {
     execute::take_back("destroy", &mut World::new(site), &mut journal)
         .with_context(|| format!("cannot destroy '{name}'"))?;
     journal.remove()?;
+    events::note(site, name, events::Kind::Destroyed);
     // The last one turns off the light.
     if store::names(site)?.is_empty() {
         Facilities(site).remove()?;

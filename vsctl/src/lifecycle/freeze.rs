@@ -29,6 +29,9 @@ pub fn check(site: &Site, name: &Name, action: Action) -> Result<()> {
         return Ok(());
     }
     let failure = match now {
+        State::Running if action == Action::Thaw => {
+            Failure::new(Exit::AlreadyRunning, format!("'{name}' is not frozen"))
+        }
         State::Running | State::Frozen => Failure::new(Exit::AlreadyRunning, format!("'{name}' is {now} already")),
         _ => Failure::new(Exit::NotRunning, format!("'{name}' is not running")),
     };

@@ -27,6 +27,7 @@ use crate::network::Networks;
 use crate::site::Site;
 use crate::store::{self, Server};
 use crate::template::Templates;
+use crate::{edit, events};
 
 /// How far `start` waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,6 +94,7 @@ struct Report {
 /// What can be seen before anything is changed: no such server, running already, its template gone.
 pub fn begin(site: &Site, name: &Name, options: Options) -> Result<Starting> {
     let lock = store::lock(site, name)?;
+    edit::recover(site, name)?;
     let server = store::load(site, name)?;
     let now = state::of(site, name);
     if now == State::Ready {
@@ -101,6 +103,7 @@ pub fn begin(site: &Site, name: &Name, options: Options) -> Result<Starting> {
         return Err(Failure::new(Exit::AlreadyRunning, format!("'{name}' is {now} already")).into());
     }
     Facilities(site).ensure()?;
+    edit::settle(site, &server)?;
     let (boot, steps) = plan(site, &server, options.rescue)?;
     let (report, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
     match process::fork(&CloneOptions { namespaces: kernel::namespace::Kinds::empty(), cgroup: None, sibling: false })?
@@ -218,6 +221,7 @@ fn note(site: &Site, name: &Name, init: String, stop_signal: i32, mut running: R
     };
     let text = toml::to_string(&status).context("write the status as TOML")?;
     kernel::file::replace(&state::status_file(site, name), text.as_bytes(), 0o644)?;
+    events::note(site, name, events::Kind::Started);
     Ok(running)
 }
 
@@ -227,6 +231,7 @@ fn note(site: &Site, name: &Name, init: String, stop_signal: i32, mut running: R
 /// Why the server does not run.
 pub fn again(site: &Site, name: &Name) -> Result<Running> {
     let server = store::load(site, name)?;
+    edit::settle(site, &server)?;
     let (boot, steps) = plan(site, &server, false)?;
     run(site, boot, &steps)
 }

@@ -9,6 +9,7 @@ use super::execute;
 use super::journal::{Journal, Lasting};
 use super::state::{self, State, Status};
 use super::world::World;
+use crate::events;
 use crate::failure::{Exit, Failure};
 use crate::monitor;
 use crate::name::Name;
@@ -70,7 +71,9 @@ pub fn stop_locked(site: &Site, name: &Name, manner: &Manner) -> Result<()> {
         }
         handed.wait_gone();
     }
-    recover(site, name)
+    recover(site, name)?;
+    events::note(site, name, events::Kind::Stopped);
+    Ok(())
 }
 
 /// Asks init to shut down and waits; kills the whole group when it takes too long.

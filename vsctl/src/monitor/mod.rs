@@ -21,6 +21,7 @@ use kernel::process::{self, PidFd};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
+use crate::events;
 use crate::lifecycle::boot::OWN_INIT;
 use crate::lifecycle::{start, state, stop};
 use crate::name::Name;
@@ -263,6 +264,7 @@ fn after(site: &Site, name: &Name, end: End) -> Result<Option<Running>> {
         return Ok(None);
     }
     stop::recover(site, name)?;
+    events::note(site, name, events::Kind::Stopped);
     match end {
         End::Stop => Ok(None),
         End::Reboot => start::again(site, name).map(Some),
