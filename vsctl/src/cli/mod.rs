@@ -30,6 +30,7 @@ mod top;
 mod wait;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -157,10 +158,17 @@ pub fn run_monitor(arguments: &[OsString]) -> ExitCode {
 
 fn start_log(verbose: u8) {
     let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
-        .format_target(false)
-        .format_timestamp((verbose >= 2).then_some(env_logger::TimestampPrecision::Micros))
-        .init();
+    let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level));
+    builder.format_target(false).format_timestamp(None);
+    if verbose >= 2 {
+        // What takes how long, for who asks for all of it.
+        let begun = std::time::Instant::now();
+        builder.format(move |out, record| {
+            let elapsed_ms = begun.elapsed().as_secs_f64() * 1e3;
+            writeln!(out, "[{elapsed_ms:8.2} ms] {}", record.args())
+        });
+    }
+    builder.init();
 }
 
 fn finish(outcome: Result<i32>) -> ExitCode {

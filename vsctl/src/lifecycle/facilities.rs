@@ -225,7 +225,7 @@ impl FacilityStep {
     /// When the kernel refuses.
     pub fn undo(&self, world: &mut World) -> Result<()> {
         match self {
-            Self::Directory { path } => super::files::remove_tree(path),
+            Self::Directory { path } => crate::template::remove_tree(path),
             Self::PrivateMount { path } => Ok(kernel::mount::detach(path)?),
             Self::Group { group } => Ok(world.group(group)?.remove()?),
             Self::Bridge { name, .. } => Ok(world.netlink()?.delete_link(name)?),

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::template::copy_tree;
 use crate::template::family::Family;
 use crate::template::host_keys;
 use crate::template::personalise::{self, Identity};
 use crate::template::root::Root;
+use crate::template::{copy_tree, remove_tree};
 
 /// A change to files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -135,14 +135,6 @@ fn personalise(lower: Option<&Path>, writable: &Path, family: &str, identity: &I
 
 fn remove_file(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
-        _ => Ok(()),
-    }
-}
-
-/// Removes a tree without following symbolic links out of it; a missing one is fine.
-pub fn remove_tree(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
