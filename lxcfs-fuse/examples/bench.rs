@@ -29,14 +29,17 @@ fn main() {
     stage.serve();
     let floor = Floor::mount(&std::fs::read_to_string("/proc/meminfo").expect("read meminfo"));
 
-    println!("{:<44} {:>9} {:>9} {:>9}", "microseconds: open, read to the end, close", "median", "p90", "p99");
-    line("static text through the same library", &measure(&floor.file(), rounds));
+    let mut paths = vec![("static text through the same library".to_owned(), floor.file())];
     for name in FILES {
-        line(&format!("served proc/{name}"), &measure(&stage.file(&format!("proc/{name}")), rounds));
-        line(&format!("host's /proc/{name}"), &measure(&Path::new("/proc").join(name), rounds));
+        paths.push((format!("served proc/{name}"), stage.file(&format!("proc/{name}"))));
+        paths.push((format!("host's /proc/{name}"), Path::new("/proc").join(name)));
     }
     let online = "sys/devices/system/cpu/online";
-    line(&format!("served {online}"), &measure(&stage.file(online), rounds));
+    paths.push((format!("served {online}"), stage.file(online)));
+    println!("{:<44} {:>9} {:>9} {:>9}", "microseconds: open, read to the end, close", "median", "p90", "p99");
+    for ((name, _), times) in paths.iter().zip(measure(&paths, rounds)) {
+        line(name, &times);
+    }
     for name in ["stat", "meminfo"] {
         let per_second = together(&stage.file(&format!("proc/{name}")), 4, rounds / 4);
         println!("{:<44} {per_second:>9.0} reads/s", format!("4 readers of served proc/{name}"));
@@ -47,18 +50,21 @@ fn main() {
     memory("worker", stage.worker().expect("there is a worker"));
 }
 
-/// Sorted times of `rounds` readings, after some to warm up.
-fn measure(path: &Path, rounds: usize) -> Vec<Duration> {
+/// Sorted times of `rounds` readings of each file, after some to warm up. The files take turns, so that whatever else
+/// the machine does is the same for all.
+fn measure(paths: &[(String, PathBuf)], rounds: usize) -> Vec<Vec<Duration>> {
     let mut buffer = vec![0; 128 * 1024];
-    let mut times = Vec::with_capacity(rounds);
+    let mut times = vec![Vec::with_capacity(rounds); paths.len()];
     for round in 0..rounds + rounds / 10 {
-        let begun = Instant::now();
-        read_once(path, &mut buffer);
-        if round >= rounds / 10 {
-            times.push(begun.elapsed());
+        for ((_, path), times) in paths.iter().zip(&mut times) {
+            let begun = Instant::now();
+            read_once(path, &mut buffer);
+            if round >= rounds / 10 {
+                times.push(begun.elapsed());
+            }
         }
     }
-    times.sort_unstable();
+    times.iter_mut().for_each(|times| times.sort_unstable());
     times
 }
 
