@@ -21,21 +21,39 @@ pub use pidfd::PidFd;
 use crate::error::{During, Error};
 use crate::{Result, sys};
 
-/// When process `pid` started, in clock ticks since boot: with the pid it names a process for ever
-/// (field 22 of /proc/PID/stat). ENOENT or ESRCH: no such process.
-pub fn start_time(pid: i32) -> Result<u64> {
+/// What /proc/PID/stat says of a process (proc(5)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// It has ended and only waits to be reaped (states Z and X).
+    pub has_ended: bool,
+    /// When it started, in clock ticks since boot: with the pid it names a process for ever (field 22).
+    pub start_ticks: u64,
+    /// How it ended, once it has (field 52; 0 for who may not trace it).
+    pub status: ExitStatus,
+}
+
+/// Looks at process `pid`. ENOENT or ESRCH: no such process.
+pub fn stat(pid: i32) -> Result<Stat> {
     let path = format!("/proc/{pid}/stat");
     let text = std::fs::read(&path).during("read", &path)?;
-    parse_start_time(&text)
-        .ok_or_else(|| Error::refused("parse", &path, io::ErrorKind::InvalidData, "field 22 is missing"))
+    parse_stat(&text).ok_or_else(|| Error::refused("parse", &path, io::ErrorKind::InvalidData, "a field is missing"))
 }
 
 /// The name of the program is in parentheses and may hold anything, so fields count from the last one.
-fn parse_start_time(stat: &[u8]) -> Option<u64> {
+fn parse_stat(stat: &[u8]) -> Option<Stat> {
     let end = stat.iter().rposition(|&byte| byte == b')')?;
-    let rest = std::str::from_utf8(&stat[end + 1..]).ok()?;
     // The field after the name is number 3.
-    rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+    let fields: Vec<&str> = std::str::from_utf8(&stat[end + 1..]).ok()?.split_ascii_whitespace().collect();
+    Some(Stat {
+        has_ended: matches!(*fields.first()?, "Z" | "X"),
+        start_ticks: fields.get(22 - 3)?.parse().ok()?,
+        status: ExitStatus::from_raw(fields.get(52 - 3)?.parse().ok()?),
+    })
+}
+
+/// When process `pid` started, in clock ticks since boot; see [`Stat::start_ticks`].
+pub fn start_time(pid: i32) -> Result<u64> {
+    Ok(stat(pid)?.start_ticks)
 }
 
 /// Waits until the child `pid` has ended and takes its status. ECHILD: not a child of the caller.
@@ -202,11 +220,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_start_time_is_found_behind_a_hostile_name() {
-        let stat =
-            b"17 (a) b) (c) S 1 17 17 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 4242 1000 10 18446744073709551615 1";
-        assert_eq!(parse_start_time(stat), Some(4242));
-        assert_eq!(parse_start_time(b"17 (short) S 1"), None);
+    fn a_process_is_read_behind_a_hostile_name() {
+        let line = |state: &str, code: &str| {
+            let middle = "1 17 17 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 4242 1000 10 18446744073709551615 1 1 1 1 1 \
+                          0 0 0 0 0 0 0 17 1 0 0 0 0 0 1 1 1 1 1 1 1";
+            format!("17 (a) b) (c) {state} {middle} {code}\n")
+        };
+        let living = parse_stat(line("S", "0").as_bytes()).unwrap();
+        assert!(!living.has_ended && living.start_ticks == 4242);
+        let ended = parse_stat(line("Z", "1").as_bytes()).unwrap();
+        assert!(ended.has_ended && ended.status.signal() == Some(1));
+        assert_eq!(parse_stat(b"17 (short) S 1"), None);
         assert!(start_time(std::process::id() as i32).unwrap() > 0);
     }
 

@@ -116,8 +116,9 @@ pub fn journal_file(site: &Site, name: &Name) -> PathBuf {
 pub fn status(site: &Site, name: &Name) -> Option<Status> {
     let text = fs::read_to_string(status_file(site, name)).ok()?;
     let status: Status = toml::from_str(&text).ok()?;
-    let lives = process::start_time(status.pid).is_ok_and(|ticks| ticks == status.start_ticks);
-    lives.then_some(status)
+    // A zombie has ended: an adopted one stays one until the host's init gets round to it.
+    let lives = |found: process::Stat| found.start_ticks == status.start_ticks && !found.has_ended;
+    process::stat(status.pid).is_ok_and(lives).then_some(status)
 }
 
 /// Init's pidfd.

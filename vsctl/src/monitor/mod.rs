@@ -373,10 +373,13 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Why init ended. An adopted one is not our child, and only newer kernels still tell.
+    /// Why init ended. An adopted one is not our child: while it is a zombie its /proc tells, and newer kernels tell
+    /// through the pidfd when it has been reaped.
     fn end(&self) -> End {
         use std::os::unix::process::ExitStatusExt;
-        let status = self.running.pidfd.reap().ok().or_else(|| self.running.pidfd.exit_status().ok().flatten());
+        let pidfd = &self.running.pidfd;
+        let zombie = || process::stat(self.running.pid).ok().filter(|found| found.has_ended).map(|found| found.status);
+        let status = pidfd.reap().ok().or_else(zombie).or_else(|| pidfd.exit_status().ok().flatten());
         match status.and_then(|status| status.signal()) {
             Some(libc::SIGHUP) => End::Reboot,
             _ => End::Stop,
