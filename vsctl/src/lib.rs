@@ -23,4 +23,5 @@ pub mod size;
 pub mod spec;
 pub mod store;
 pub mod template;
+pub mod transfer;
 pub mod volume;

@@ -17,6 +17,8 @@ mod man;
 pub mod output;
 mod pid;
 mod ps;
+mod pull;
+mod push;
 mod rename;
 mod restart;
 mod service;
@@ -65,6 +67,8 @@ enum Command {
     Console(console::Args),
     Enter(enter::Args),
     Exec(exec::Args),
+    Pull(pull::Args),
+    Push(push::Args),
     Service(service::Args),
     #[command(visible_alias = "ls")]
     List(list::Args),
@@ -99,6 +103,8 @@ impl Command {
             Self::Console(args) => console::run(args, site),
             Self::Enter(args) => enter::run(args, site),
             Self::Exec(args) => exec::run(args, site),
+            Self::Pull(args) => pull::run(args, site),
+            Self::Push(args) => push::run(args, site),
             Self::Service(args) => service::run(args, site),
             Self::List(args) => list::run(args, site),
             Self::Status(args) => status::run(args, site),
