@@ -22,9 +22,12 @@ pub const MAX_REQUEST_BYTES: usize = 4096;
 /// A client gives up on a longer reply; the server cuts logs well below it.
 const MAX_REPLY_BYTES: u64 = 1024 * 1024;
 
-/// How long a client waits for each piece of the reply. Stopping a service may take as long as
+/// How long a client waits for the reply unless it says otherwise. Stopping a service may take as long as
 /// the longest `stop_timeout_ms`, and the reply comes when it is down.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Nothing has to be waited for to hand out the consoles.
+const CONSOLES_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a client may ask.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,7 +148,7 @@ pub enum Error {
 ///
 /// From outside, a guest path must not be followed blindly: see [`call_descriptor`].
 pub fn call(path: &Path, request: &Request) -> Result<Reply, Error> {
-    let (reply, _descriptors) = exchange(connect(path)?, request)?;
+    let (reply, _descriptors) = exchange(connect(path)?, request, REPLY_TIMEOUT)?;
     Ok(reply)
 }
 
@@ -155,13 +158,19 @@ pub fn call(path: &Path, request: &Request) -> Result<Reply, Error> {
 /// wherever they point on the host. Resolve below the guest's root first (`openat2` with
 /// `RESOLVE_IN_ROOT`, and `O_PATH`), then call this.
 pub fn call_descriptor(socket: BorrowedFd, request: &Request) -> Result<Reply, Error> {
-    let (reply, _descriptors) = exchange(connect(&descriptor_path(socket))?, request)?;
+    call_within(socket, request, REPLY_TIMEOUT)
+}
+
+/// [`call_descriptor`] with an end to the patience: a guest's vsinit is the guest's, and may never
+/// answer. `timeout` is for each piece of the reply, and not zero.
+pub fn call_within(socket: BorrowedFd, request: &Request, timeout: Duration) -> Result<Reply, Error> {
+    let (reply, _descriptors) = exchange(connect(&descriptor_path(socket))?, request, timeout)?;
     Ok(reply)
 }
 
 /// Fetches the console's master, those of tty1 … ttyN and the notify socket, in this order.
 pub fn consoles(socket: BorrowedFd) -> Result<Vec<OwnedFd>, Error> {
-    match exchange(connect(&descriptor_path(socket))?, &Request::Consoles)? {
+    match exchange(connect(&descriptor_path(socket))?, &Request::Consoles, CONSOLES_TIMEOUT)? {
         (Reply::Consoles { count }, descriptors) if descriptors.len() == count as usize => Ok(descriptors),
         (Reply::Failed { message }, _) => Err(Error::Answer(message)),
         (reply, descriptors) => Err(Error::Answer(format!("{reply:?} with {} descriptors", descriptors.len()))),
@@ -177,10 +186,11 @@ fn connect(path: &Path) -> Result<UnixStream, Error> {
 }
 
 /// The whole conversation: request, end of sending, reply, end.
-fn exchange(mut stream: UnixStream, request: &Request) -> Result<(Reply, Vec<OwnedFd>), Error> {
+fn exchange(mut stream: UnixStream, request: &Request, timeout: Duration) -> Result<(Reply, Vec<OwnedFd>), Error> {
     let talk = |operation| move |source| Error::Talk { operation, source };
     let text = toml::to_string(request).map_err(Error::Write)?;
-    stream.set_read_timeout(Some(REPLY_TIMEOUT)).map_err(talk("set a time-out"))?;
+    stream.set_read_timeout(Some(timeout)).map_err(talk("set a time-out"))?;
+    stream.set_write_timeout(Some(timeout)).map_err(talk("set a time-out"))?;
     stream.write_all(text.as_bytes()).map_err(talk("send the request"))?;
     stream.shutdown(Shutdown::Write).map_err(talk("end the request"))?;
     let (mut reply, descriptors) = receive_first(&stream).map_err(talk("receive the reply"))?;

@@ -359,7 +359,7 @@ impl Server {
     }
 
     pub fn ask(&self, request: Request) -> Reply {
-        control::call_descriptor(self.socket().as_fd(), &request).unwrap()
+        control::call_within(self.socket().as_fd(), &request, PATIENCE).unwrap()
     }
 
     pub fn list(&self) -> Vec<Service> {
