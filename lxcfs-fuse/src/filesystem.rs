@@ -272,8 +272,9 @@ fn attributes(node: Node, kind: Option<Kind>, started: SystemTime) -> FileAttr {
     let is_file = kind.is_some();
     FileAttr {
         ino: INodeNo(node.inode()),
-        // As procfs and sysfs have it: a file of procfs has no size, one of sysfs a page.
-        size: if kind == Some(Kind::Cpus) { 4096 } else { 0 },
+        // As sysfs has it. procfs says 0, but since Linux 6.5 sendfile(2) and splice(2) go through the page cache even of
+        // a file opened for direct I/O, and would see the end of the file at once: see `read`.
+        size: if is_file { 4096 } else { 0 },
         blocks: 0,
         atime: started,
         mtime: started,
@@ -347,13 +348,18 @@ impl fuser::Filesystem for Filesystem {
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let now = Now::read();
         let _answering = self.progress.begin(now);
         if self.is_refused(request) {
             return reply.error(Errno::EIO);
+        }
+        // Only a read on behalf of the page cache has no owner (fs/fuse/file.c): a sendfile(2). What the cache held
+        // would be served for ever, so it gets nothing, and the caller falls back to read(2).
+        if lock_owner.is_none() {
+            return reply.error(Errno::EINVAL);
         }
         let read = Read { inode: inode.0, handle: handle.0, offset, size, reader: request.pid() };
         TEXT.with_borrow_mut(|(text, part)| match self.answer(&read, now, text, part) {

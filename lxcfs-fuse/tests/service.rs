@@ -23,8 +23,9 @@ fn main() -> ExitCode {
     if let Some(missing) = missing {
         eprintln!("ignored: {missing}");
     }
-    let tests: [(&str, fn()); 12] = [
+    let tests: [(&str, fn()); 13] = [
         ("every_file_of_a_registered_server_can_be_read", every_file_of_a_registered_server_can_be_read),
+        ("sendfile_never_says_that_a_file_is_empty", sendfile_never_says_that_a_file_is_empty),
         ("a_server_sees_its_limits_as_they_are_now", a_server_sees_its_limits_as_they_are_now),
         ("a_second_serve_says_that_it_is_live", a_second_serve_says_that_it_is_live),
         ("an_unregistered_server_is_gone_for_open_paths_too", an_unregistered_server_is_gone_for_open_paths_too),
@@ -115,10 +116,23 @@ fn every_file_of_a_registered_server_can_be_read() {
         std::fs::read_dir(stage.file("proc")).expect("list").flatten().map(|entry| entry.file_name()).collect();
     listed.sort();
     assert_eq!(listed[0], "cpuinfo");
-    assert_eq!(std::fs::metadata(stage.file("proc/stat")).expect("stat").len(), 0);
+    assert_eq!(std::fs::metadata(stage.file("proc/stat")).expect("stat").len(), 4096);
     assert_eq!(std::fs::metadata(stage.file("sys/devices/system/cpu/online")).expect("stat").len(), 4096);
     let unknown = std::fs::read(stage.run().join("mount/2/proc/stat")).unwrap_err();
     assert_eq!(unknown.kind(), io::ErrorKind::NotFound);
+}
+
+/// busybox cat(1) tries sendfile(2) first, and falls back to read(2) only when that fails.
+fn sendfile_never_says_that_a_file_is_empty() {
+    let stage = serving();
+    for file in ["proc/uptime", "proc/meminfo", "sys/devices/system/cpu/online"] {
+        for _ in 0..2 {
+            let from = std::fs::File::open(stage.file(file)).expect("open");
+            let (_reader, to) = rustix::pipe::pipe().expect("make a pipe");
+            let sent = rustix::fs::sendfile(&to, &from, None, 65536);
+            assert!(!matches!(sent, Ok(0)), "{file} ends at once");
+        }
+    }
 }
 
 fn a_server_sees_its_limits_as_they_are_now() {

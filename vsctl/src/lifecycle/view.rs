@@ -69,9 +69,11 @@ impl ViewStep {
     pub fn apply(&self, world: &mut World) -> Result<()> {
         let Self::Register { file, name, group, cpus } = self;
         let group = world.group(group)?;
+        let unified = group.unified_directory();
+        // Under its own name a controller is one of v1; those of cgroup2 are all in the unified directory.
         let v1 = CONTROLLERS.iter().filter_map(|controller| Some((controller.as_str(), group.directory(*controller)?)));
-        let mut cgroup: BTreeMap<_, _> = v1.collect();
-        cgroup.extend(group.unified_directory().map(|directory| ("unified", directory)));
+        let mut cgroup: BTreeMap<_, _> = v1.filter(|(_, directory)| Some(directory) != unified.as_ref()).collect();
+        cgroup.extend(unified.map(|directory| ("unified", directory)));
         let started_boottime_ns = boottime_ns();
         let text = toml::to_string(&Registration { name, started_boottime_ns, cpus: *cpus, cgroup })
             .context("write a registration as TOML")?;
