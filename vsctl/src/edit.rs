@@ -524,7 +524,7 @@ mod tests {
             ("ip=1.2.3.4.5", "ip: "),
             ("autostart=maybe", "autostart: 'maybe' is neither"),
             ("mount=/a", "mount: '/a': a target is missing"),
-            ("cap=+all,-net_raw", "cap: '+all'"),
+            ("cap=+everything,-net_raw", "cap: '+everything'"),
         ] {
             let error = with_changes(TEXT, &changes(&[word])).unwrap_err();
             assert!(error.to_string().starts_with(expected), "{word}: {error}");

@@ -3,6 +3,7 @@
 //! Each fact is read when it is asked for and kept: a list of a thousand servers reads only what its columns show.
 
 use std::cell::OnceCell;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
@@ -116,7 +117,7 @@ impl<'a> Seen<'a> {
     /// How many CPUs it may use: its quota, else its set, else all.
     pub fn cpus(&self) -> Option<f64> {
         let spec = &self.defined()?.spec;
-        let set = || spec.cpuset.as_ref().map(CpuSet::len).or_else(|| Some(CpuSet::online().ok()?.len()));
+        let set = || spec.cpuset.as_ref().map(CpuSet::len).or_else(online_cpus);
         spec.cpus.map(|cpus| cpus.0).or_else(|| Some(set()? as f64))
     }
 
@@ -156,6 +157,12 @@ impl<'a> Seen<'a> {
             autostart: server.spec.autostart,
         })
     }
+}
+
+/// How many CPUs the host has; read once.
+fn online_cpus() -> Option<usize> {
+    static COUNT: OnceLock<Option<usize>> = OnceLock::new();
+    *COUNT.get_or_init(|| Some(CpuSet::online().ok()?.len()))
 }
 
 /// Puts a monitor beside a running server whose own one died.

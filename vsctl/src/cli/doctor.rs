@@ -64,7 +64,7 @@ fn render(host: &[Finding], remains: &[Finding], paint: Paint) -> String {
         let line = format!("{word}  {:<width$}  {}", finding.subject, output::plain(&finding.detail));
         text.push_str(&format!("{}\n", line.trim_end()));
         if let Some(remedy) = &finding.remedy {
-            text.push_str(&format!("{:7}  {:<width$}  hint: {}\n", "", "", output::plain(remedy)));
+            text.push_str(&format!("{:7}  hint: {}\n", "", output::plain(remedy)));
         }
     }
     let count = |verdict: Verdict| all().filter(|finding| finding.verdict == verdict).count();
@@ -91,7 +91,7 @@ mod tests {
         };
         let host = [finding(Verdict::Ok, "kernel", None), finding(Verdict::Missing, "nft", Some("install it"))];
         let expected = "ok       kernel  seen\n\
-                        missing  nft     seen\n                 hint: install it\n\n\
+                        missing  nft     seen\n         hint: install it\n\n\
                         not healthy: 1 missing, 0 left behind, 0 warnings\n";
         assert_eq!(render(&host, &[], Paint::none()), expected);
         let mended = [finding(Verdict::Mended, "link vs-7", None)];

@@ -110,11 +110,11 @@ fn open_editor(file: &Path) -> Result<()> {
         .arg("sh")
         .arg(file)
         .status()
-        .with_context(|| format!("run the editor {}", editor.display()))?;
+        .with_context(|| format!("run the editor {}", editor.to_string_lossy()))?;
     if status.success() {
         return Ok(());
     }
-    let message = format!("the editor {} failed ({status})", editor.display());
+    let message = format!("the editor {} failed ({status})", editor.to_string_lossy());
     Err(Failure::new(Exit::Failed, message).hint("set VISUAL or EDITOR").into())
 }
 

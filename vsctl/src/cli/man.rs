@@ -81,6 +81,7 @@ fn page(command: &clap::Command, name: &str) -> Result<String> {
         rest.control("fi", []);
     }
     if name == "vsctl" {
+        examples(&mut rest);
         list_exit_codes(&mut rest);
         environment_and_files(&mut rest);
     } else {
@@ -103,6 +104,29 @@ fn list_commands(command: &clap::Command, name: &str, page: &mut Roff) {
         page.control("TP", []);
         page.text([bold(format!("{name}-{}", sub.get_name())), roman("(8)")]);
         page.text([roman(sub.get_about().map(ToString::to_string).unwrap_or_default())]);
+    }
+}
+
+/// From nothing to a server and back.
+const EXAMPLES: &[(&str, &str)] = &[
+    ("vsctl template build busybox", "Make the smallest template, from the host's own busybox."),
+    (
+        "vsctl create web1 --template busybox --memory 256M --cpus 1 --start",
+        "Create a server with limits and start it.",
+    ),
+    ("vsctl enter web1", "Work in it."),
+    ("vsctl set web1 memory=512M", "Give it more memory, now and for good."),
+    ("vsctl list -a -o name,state,memory,limit -s -memory", "See who uses most."),
+    ("vsctl destroy --force web1", "Stop it and remove all of it."),
+    ("vsctl doctor --fix", "See what this host lacks, and mend what a crash left behind."),
+];
+
+fn examples(page: &mut Roff) {
+    page.control("SH", ["EXAMPLES"]);
+    for (line, text) in EXAMPLES {
+        page.control("TP", []);
+        page.text([bold(*line)]);
+        page.text([roman(*text)]);
     }
 }
 

@@ -188,7 +188,7 @@ mod tests {
     fn tables_are_plain_text_with_aligned_columns() {
         let columns = [Column { title: "name", right: false }, Column { title: "tasks", right: true }];
         let rows = vec![vec!["web1".into(), "12".into()], vec!["a\u{1b}[2J".into(), "1000".into()]];
-        assert_eq!(render(&columns, rows.clone(), true), "NAME    TASKS\nweb1       12\na?[2J    1000\n");
+        assert_eq!(render(&columns, rows.clone(), true), "NAME   TASKS\nweb1      12\na?[2J   1000\n");
         assert_eq!(render(&columns, rows[..1].to_vec(), false), "web1  12\n");
         assert_eq!(render(&columns, Vec::new(), true), "NAME  TASKS\n");
         assert_eq!(render(&columns, Vec::new(), false), "");

@@ -9,7 +9,7 @@ use crate::name::Name;
 use crate::site::Site;
 use crate::store;
 
-/// Change keys of a server's spec: on a running server at once, as far as they can, and for good.
+/// Change keys of a server's spec, for good; on a running server at once where that can be done.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The keys are those of server.toml(5). Lists are written with commas between.")]
 pub struct Args {

@@ -45,6 +45,7 @@ pub fn examine(site: &Site, fix: bool) -> Result<Vec<Finding>> {
     round.interrupted_set_up()?;
     round.running_servers()?;
     round.view();
+    round.views_of_servers()?;
     round.runtime_directories()?;
     round.groups()?;
     round.links()?;
@@ -180,6 +181,20 @@ impl Round<'_> {
                 trial::fuse(&mount).context("it does not answer yet")
             });
         }
+    }
+
+    /// Servers whose files of /proc are of an overlay that died: a new one serves only those that start after it.
+    fn views_of_servers(&mut self) -> Result<()> {
+        for name in store::names(self.site)? {
+            let Some(status) = state::status(self.site, &name) else { continue };
+            let file = PathBuf::from(format!("/proc/{}/root/proc/meminfo", status.pid));
+            if let Err(error) = trial::read(&file) {
+                let detail = format!("its /proc is served no more: {error:#}");
+                let finding = Finding::new(Verdict::Left, format!("server {name}"), detail);
+                self.findings.push(finding.remedy(format!("vsctl restart {name}")));
+            }
+        }
+        Ok(())
     }
 
     /// Runtime directories of servers that do not run and have no journal.

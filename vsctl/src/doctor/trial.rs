@@ -90,6 +90,14 @@ pub fn overlay() -> Result<()> {
     })
 }
 
+/// Whether a file can be read, and in time.
+pub fn read(path: &Path) -> Result<()> {
+    in_child(|| {
+        std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        Ok(())
+    })
+}
+
 /// Whether the FUSE server of the mount at `path` answers: a dead one gives an error, a hanging one no answer.
 pub fn fuse(path: &Path) -> Result<()> {
     in_child(|| {
