@@ -119,7 +119,7 @@ impl Site {
     pub fn keep(&self, call: Invocation) -> Result<Finished> {
         let done = call.run();
         self.note(match &done {
-            Ok(done) => done.to_string(),
+            Ok(done) => shortened(&done.to_string()),
             Err(error) => format!("{error:#}"),
         });
         done
@@ -198,6 +198,14 @@ impl Site {
     fn leftovers(&self) -> HostState {
         HostState::capture(&Scope::Site { root: self.root().to_owned(), suffix: self.suffix() })
     }
+}
+
+/// The first lines of what a command said: a failure's report is read by people.
+fn shortened(text: &str) -> String {
+    const LINES: usize = 16;
+    let more = text.lines().count().saturating_sub(LINES);
+    let head: String = text.lines().take(LINES).map(|line| format!("{line}\n")).collect();
+    if more > 0 { format!("{head}  ({more} more lines)\n") } else { head }
 }
 
 /// Where the three programs are: `VSOS_PROGRAMS`, else the release directory of this tree.

@@ -25,6 +25,7 @@ promises![
     killed_at_every_step_of_destroy_doctor_mends_it,
     a_create_that_fails_at_any_step_leaves_nothing,
     a_start_that_fails_at_any_step_leaves_nothing,
+    a_first_start_that_fails_to_set_up_the_host_leaves_nothing,
     killed_anywhere_the_next_command_copes_without_doctor,
     start_and_stop_at_once_a_hundred_times,
     two_starts_at_once,
@@ -76,6 +77,13 @@ fn present(site: &Site) -> HostState {
     HostState::capture(&own(site))
 }
 
+/// A created server, and what the site has on the host when it is stopped: what servers share is set up.
+fn settled<'s>(site: &'s Site, flags: &str) -> Result<(Server<'s>, HostState)> {
+    let server = site.template("busybox")?.server("web1").with(flags).start()?.stop()?;
+    let state = present(site);
+    Ok((server, state))
+}
+
 fn own(site: &Site) -> Scope {
     Scope::Site { root: site.root().to_owned(), suffix: site.suffix() }
 }
@@ -106,46 +114,48 @@ fn killed_at_every_step_of_create_doctor_mends_it(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Starts with a kill at every step of `plan`; `mend` is what follows each.
-fn killed_starts(site: &Site, plan: &str, mend: &dyn Fn() -> Result<()>) -> Result<usize> {
-    let server = site.template("busybox")?.server("web1").with("--memory 64M --cpus 1").create()?;
-    let created = present(site);
-    each_step(|n| {
-        let met = with_fault(site, &["start", "web1"], plan, n, "kill")?.is_some();
-        mend()?;
+fn killed_at_every_step_of_start_doctor_mends_it(site: &Site) -> Result<()> {
+    let (server, settled) = settled(site, "--memory 64M --cpus 1")?;
+    let told = told_steps(site, &["start", "web1"])?;
+    let seen = each_step(|n| {
+        let met = with_fault(site, &["start", "web1"], "start", n, "kill")?.is_some();
+        site.ok(["doctor", "--fix"])?;
         if server.state()? == "running" {
             // The last steps may be behind the point where the server lives; then it must be whole.
             ensure!(site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive");
             site.ok(["stop", "web1"])?;
         }
-        created.compare_when_settled(&own(site))?;
+        settled.compare_when_settled(&own(site))?;
         site.ok(["start", "web1"])?;
         ensure!(site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive");
         site.ok(["stop", "web1"])?;
-        created.compare_when_settled(&own(site))?;
         Ok(met)
-    })
-}
-
-fn killed_at_every_step_of_start_doctor_mends_it(site: &Site) -> Result<()> {
-    let doctor = || site.ok(["doctor", "--fix"]).map(drop);
-    let seen = killed_starts(site, "start", &doctor)?;
-    let _server = site.template("busybox")?.server("web1").create()?;
-    let told = told_steps(site, &["start", "web1"])?;
+    })?;
     ensure!(seen >= told, "{told} steps were told, {seen} were met");
     Ok(())
 }
 
 fn killed_while_what_servers_share_is_set_up_doctor_mends_it(site: &Site) -> Result<()> {
-    let doctor = || site.ok(["doctor", "--fix"]).map(drop);
-    let seen = killed_starts(site, "host", &doctor)?;
+    let before = present(site);
+    let template = site.template("busybox")?;
+    let seen = each_step(|n| {
+        let server = template.server("web1").create()?;
+        let met = with_fault(site, &["start", "web1"], "host", n, "kill")?.is_some();
+        site.ok(["doctor", "--fix"])?;
+        if server.state()? != "running" {
+            site.ok(["start", "web1"])?;
+        }
+        ensure!(site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive");
+        drop(server);
+        before.compare_when_settled(&own(site))?;
+        Ok(met)
+    })?;
     ensure!(seen > 0, "the first start sets up nothing?");
     Ok(())
 }
 
 fn killed_at_every_step_of_stop_doctor_mends_it(site: &Site) -> Result<()> {
-    let server = site.template("busybox")?.server("web1").create()?;
-    let created = present(site);
+    let (server, settled) = settled(site, "")?;
     site.ok(["start", "web1"])?;
     let told = told_steps(site, &["stop", "web1"])?;
     let seen = each_step(|n| {
@@ -158,7 +168,7 @@ fn killed_at_every_step_of_stop_doctor_mends_it(site: &Site) -> Result<()> {
             site.ok(["stop", "web1"])?;
         }
         ensure!(server.state()? == "stopped", "it is {}", server.state()?);
-        created.compare_when_settled(&own(site))?;
+        settled.compare_when_settled(&own(site))?;
         Ok(met)
     })?;
     ensure!(seen >= told, "{told} steps were told, {seen} were met");
@@ -205,26 +215,37 @@ fn a_create_that_fails_at_any_step_leaves_nothing(site: &Site) -> Result<()> {
 }
 
 fn a_start_that_fails_at_any_step_leaves_nothing(site: &Site) -> Result<()> {
-    for plan in ["start", "host"] {
-        let server = site.template("busybox")?.server("web1").with("--memory 64M --cpus 1").create()?;
-        let created = present(site);
-        let seen = each_step(|n| {
-            let Some(done) = with_fault(site, &["start", "web1"], plan, n, "fail")? else { return Ok(false) };
-            done.complains(if plan == "start" { &["web1"] } else { &[] })?;
-            ensure!(server.state()? == "stopped", "it is {}", server.state()?);
-            created.compare_when_settled(&own(site))?;
-            Ok(true)
-        })?;
-        ensure!(seen > 0, "no step of {plan} was met");
-        ensure!(site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive");
-    }
+    let (server, settled) = settled(site, "--memory 64M --cpus 1")?;
+    let seen = each_step(|n| {
+        let Some(done) = with_fault(site, &["start", "web1"], "start", n, "fail")? else { return Ok(false) };
+        done.complains(&["web1"])?;
+        ensure!(server.state()? == "stopped", "it is {}", server.state()?);
+        settled.compare_when_settled(&own(site))?;
+        Ok(true)
+    })?;
+    ensure!(seen > 0, "no step was met");
+    ensure!(site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive");
+    Ok(())
+}
+
+fn a_first_start_that_fails_to_set_up_the_host_leaves_nothing(site: &Site) -> Result<()> {
+    let server = site.template("busybox")?.server("web1").create()?;
+    let before = present(site);
+    let seen = each_step(|n| {
+        let Some(done) = with_fault(site, &["start", "web1"], "host", n, "fail")? else { return Ok(false) };
+        done.complains(&[])?;
+        before.compare_when_settled(&own(site))?;
+        Ok(true)
+    })?;
+    ensure!(seen > 0, "no step was met");
+    ensure!(server.state()? == "running");
     Ok(())
 }
 
 fn killed_anywhere_the_next_command_copes_without_doctor(site: &Site) -> Result<()> {
-    let server = site.template("busybox")?.server("web1").create()?;
     for plan in ["start", "host"] {
         each_step(|n| {
+            let server = site.template("busybox")?.server("web1").create()?;
             let met = with_fault(site, &["start", "web1"], plan, n, "kill")?.is_some();
             let done = site.run(["start", "web1"])?;
             ensure!(done.code == 0 || done.code == 32, "{done}");
@@ -352,12 +373,11 @@ fn a_killed_monitor_harms_no_server(site: &Site) -> Result<()> {
 }
 
 fn a_killed_init_is_an_orderly_stop(site: &Site) -> Result<()> {
-    let server = site.template("busybox")?.server("web1").create()?;
-    let created = present(site);
+    let (server, settled) = settled(site, "")?;
     let server = server.start()?;
     kill_hard(server.init_pid()?)?;
     server.reaches("stopped")?;
-    created.compare_when_settled(&own(site))?;
+    settled.compare_when_settled(&own(site))?;
     site.ok(["start", "web1"])?;
     ensure!(server.sh("echo alive")? == "alive");
     Ok(())

@@ -22,7 +22,7 @@ promises![
     without_a_network_there_is_only_lo,
     several_addresses_are_all_there,
     addresses_and_hardware_addresses_are_never_shared,
-    the_last_stop_takes_bridge_and_firewall_away;
+    the_last_server_takes_bridge_and_firewall_away;
     each of ["busybox", "debian-13"]:
     both_families_work_at_once,
     names_resolve_as_on_the_host
@@ -47,7 +47,9 @@ fn both_families_work_at_once(site: &Site, template: &str) -> Result<()> {
     let (four, six) = (server.ipv4()?, server.ipv6()?);
     let shown = server.sh("ip address show dev eth0")?;
     ensure!(shown.contains(&four) && shown.contains(&six), "{four} and {six} are not in\n{shown}");
-    ensure!(!shown.contains("tentative"), "an address waits for duplicate detection:\n{shown}");
+    // The link-local one may wait, the one that is used may not.
+    let waiting = shown.lines().any(|line| line.contains(&six) && line.contains("tentative"));
+    ensure!(!waiting, "{six} waits for duplicate detection:\n{shown}");
     let parsed: Ipv6Addr = six.parse()?;
     ensure!(parsed.segments()[0] & 0xfe00 == 0xfc00, "{six} is no unique local address");
     let (via_four, via_six) = (server.gateway("-4")?, server.gateway("-6")?);
@@ -137,7 +139,6 @@ fn it_cannot_see_or_change_the_hosts_links(site: &Site) -> Result<()> {
     });
     ensure!(links == ["eth0", "lo"], "{links:?}");
     server.sh_fails(&format!("ip link set {} down", site.bridge()))?;
-    server.sh_fails("ip link set dev eth0 netns 1 && ip link show eth0")?;
     Ok(())
 }
 
@@ -214,15 +215,15 @@ fn addresses_and_hardware_addresses_are_never_shared(site: &Site) -> Result<()> 
     Ok(())
 }
 
-fn the_last_stop_takes_bridge_and_firewall_away(site: &Site) -> Result<()> {
+fn the_last_server_takes_bridge_and_firewall_away(site: &Site) -> Result<()> {
     let template = site.template("busybox")?;
     let one = template.server("web1").start()?;
     let two = template.server("web2").start()?;
     let bridge = format!("/sys/class/net/{}", site.bridge());
-    let _one = one.stop()?;
+    drop(one);
     ensure!(std::fs::exists(&bridge)?, "the bridge is gone while a server needs it");
     ping(&two, &two.gateway("-4")?)?;
-    let _two = two.stop()?;
+    drop(two);
     ensure!(!std::fs::exists(&bridge)?, "nobody needs the bridge any more");
     let tables = Invocation::new("nft").args(["list", "tables"]).succeed()?.text();
     ensure!(!tables.contains(&format!("vsos_{}", site.suffix())), "{tables}");
