@@ -1,5 +1,6 @@
 //! Boots a server: gathers what its init is handed, and waits until init can take signals.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -202,8 +203,14 @@ fn handover(plan: &BootPlan, mounts: &[Prepared]) -> Handover {
         capabilities: capabilities(server).bits(),
         seccomp: Some(SeccompProfile { migratable: server.spec.migratable, privileged: server.spec.privileged }),
         privileged: server.spec.privileged,
-        environment: Default::default(),
+        environment: environment(),
     }
+}
+
+/// Tells systemd where to offer logins beside the console (systemd's CONTAINER_INTERFACE): console is pts/0, ttyN is pts/N.
+fn environment() -> BTreeMap<String, String> {
+    let ttys: Vec<String> = (1..=TTYS).map(|number| format!("pts/{number}")).collect();
+    BTreeMap::from([("container_ttys".into(), ttys.join(" "))])
 }
 
 /// The bounding set that a server keeps.
