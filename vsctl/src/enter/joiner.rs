@@ -15,6 +15,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use super::CannotExecute;
 use super::account::Account;
 use super::program::Prepared;
+use super::relay::Signals;
 use super::target::Target;
 use crate::failure::{Exit, Failure, exit_of};
 
@@ -44,34 +45,57 @@ pub(super) struct Child {
     pub pidfd: PidFd,
 }
 
-/// Starts the program; returns when it has been executed.
-pub(super) fn start(plan: &Plan) -> Result<Child> {
+/// What became of a start.
+#[derive(Debug)]
+pub(super) enum Begun {
+    /// The program has been executed.
+    Runs(Child),
+    /// A signal came first; nothing of it is left.
+    Interrupted(i32),
+}
+
+/// Starts the program; returns when it has been executed. The guest can make that last: a program may lie on a file
+/// system of its own.
+pub(super) fn start(plan: &Plan, signals: &Signals) -> Result<Begun> {
     // Before the fork, so that there is no moment in which a child is dumpable.
     process::set_dumpable(false)?;
     let (ours, theirs) = channel::pair()?;
     let birthplace = plan.target.birthplace.as_ref().map(|group| group.try_clone()).transpose();
     let birthplace = birthplace.context("copy a descriptor")?;
     let options = CloneOptions { cgroup: birthplace, ..CloneOptions::default() };
-    match process::fork(&options).context("make a process in the server's cgroup")? {
+    match process::fork(&options).map_err(|error| no_room(error, plan))? {
         Fork::Child => {
             drop(ours);
             join(&theirs, plan)
         }
         Fork::Parent { pidfd: joiner, .. } => {
             drop(theirs);
-            let begun = hear(&ours, plan);
-            joiner.reap()?;
-            begun
+            hear(&ours, &joiner, plan, signals)
         }
     }
 }
 
-fn hear(channel: &Channel, plan: &Plan) -> Result<Child> {
+/// The server's group has no place for another process; everything else stays as it is.
+fn no_room(error: kernel::Error, plan: &Plan) -> anyhow::Error {
+    let name = &plan.target.name;
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => Failure::new(Exit::System, format!("'{name}' has no room for another process"))
+            .hint(format!("`vsctl set {name} pids=N` allows more"))
+            .into(),
+        _ => error.into(),
+    }
+}
+
+fn hear(channel: &Channel, joiner: &PidFd, plan: &Plan, signals: &Signals) -> Result<Begun> {
     let ended = || {
         let why = if plan.target.init.is_alive() { "was killed while it entered" } else { "was stopped" };
         Failure::new(Exit::Failed, format!("the process in '{}' {why}", plan.target.name))
     };
-    let (words, mut descriptors) = channel.receive()?;
+    let (words, mut descriptors) = match signals.or(channel.as_fd())? {
+        Some(signal) => return interrupted(signal, joiner),
+        None => channel.receive()?,
+    };
+    joiner.reap()?;
     let words = String::from_utf8_lossy(&words).into_owned();
     if words.is_empty() {
         return Err(ended().into());
@@ -79,13 +103,22 @@ fn hear(channel: &Channel, plan: &Plan) -> Result<Child> {
     let Some(pid) = words.strip_prefix(BORN) else { return Err(failure(&words)) };
     let pid = pid.parse().context("the program's pid did not arrive")?;
     let child = Child { pid, pidfd: descriptors.pop().map(PidFd::from).context("the program's pidfd did not arrive")? };
+    if let Some(signal) = signals.or(channel.as_fd())? {
+        return interrupted(signal, &child.pidfd);
+    }
     // Closed by exec.
     let (words, _) = channel.receive()?;
     if words.is_empty() {
-        return Ok(child);
+        return Ok(Begun::Runs(child));
     }
     child.pidfd.reap()?;
     Err(failure(&String::from_utf8_lossy(&words)))
+}
+
+/// Ends what was started. Not waited for: it may stand still for as long as the guest likes.
+fn interrupted(signal: i32, process: &PidFd) -> Result<Begun> {
+    process.signal(libc::SIGKILL)?;
+    Ok(Begun::Interrupted(signal))
 }
 
 /// `CODE why` as an error.
@@ -143,7 +176,7 @@ fn joined(channel: &Channel, plan: &Plan) -> Result<Fork> {
     limit_own(target.capabilities)?;
     // The migratable part follows later: it refuses clone3.
     Filter::compile(&Profile { migratable: false, ..target.profile }).install()?;
-    Ok(process::fork(&CloneOptions { sibling: true, ..CloneOptions::default() })?)
+    process::fork(&CloneOptions { sibling: true, ..CloneOptions::default() }).map_err(|error| no_room(error, plan))
 }
 
 /// Keeps no more than the bounding set. Nothing is inheritable: a root program gets its capabilities from the bounding

@@ -110,6 +110,8 @@ pub fn run(site: &Site, name: &Name, wish: &Wish) -> Result<i32> {
         standard: wiring.inside(),
         is_terminal: wiring.is_terminal(),
     };
-    let child = joiner::start(&plan)?;
-    wiring.carry(child, &signals)
+    match joiner::start(&plan, &signals)? {
+        joiner::Begun::Runs(child) => wiring.carry(child, &signals),
+        joiner::Begun::Interrupted(signal) => Ok(128 + signal),
+    }
 }

@@ -155,6 +155,26 @@ impl Signals {
         self.next()
     }
 
+    /// Waits until `watched` can be read, or a signal comes first.
+    ///
+    /// # Errors
+    /// When the kernel does not wait.
+    pub fn or(&self, watched: BorrowedFd<'_>) -> Result<Option<i32>> {
+        loop {
+            let mut polled = [PollFd::new(watched, PollFlags::POLLIN), PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            match nix::poll::poll(&mut polled, PollTimeout::NONE) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error).context("wait"),
+            }
+            if polled[0].any() == Some(true) {
+                return Ok(None);
+            }
+            if let Some(signal) = self.next().filter(|signal| *signal != Signal::SIGWINCH as i32) {
+                return Ok(Some(signal));
+            }
+        }
+    }
+
     fn next(&self) -> Option<i32> {
         Some(self.0.read_signal().ok()??.ssi_signo as i32)
     }

@@ -25,6 +25,9 @@ pub(super) enum Owner {
     Nobody,
 }
 
+/// What is left of a mode without set-user-id, set-group-id and sticky bits.
+const PLAIN_MODE: u32 = 0o777;
+
 /// The mode of what comes from standard input.
 const USUAL_MODE: u32 = 0o644;
 
@@ -47,6 +50,7 @@ pub(super) fn receive(channel: &Channel, target: &End, owner: Owner) -> Result<V
         match (Packet::receive(channel)?, owner) {
             ((Packet::End, _), _) => break,
             ((packet, _), Owner::Nobody) => {
+                let packet = packet.without_privileges();
                 sentences.extend(sentence(&packet, &writer.at, &|path| path.display().to_string()));
             }
             ((packet, file), _) => writer.write(&packet, file)?,
@@ -73,6 +77,17 @@ pub(super) fn sentence(packet: &Packet, at: &Path, shown: &dyn Fn(&Path) -> Stri
 /// `join` would put a slash behind a file that is the source itself.
 fn below(at: &Path, path: &Path) -> PathBuf {
     if path.as_os_str().is_empty() { at.into() } else { at.join(path) }
+}
+
+impl Packet {
+    /// As the caller would get it.
+    fn without_privileges(self) -> Self {
+        match self {
+            Self::Directory { path, mode } => Self::Directory { path, mode: mode & PLAIN_MODE },
+            Self::File { path, mode } => Self::File { path, mode: mode.map(|mode| mode & PLAIN_MODE) },
+            other => other,
+        }
+    }
 }
 
 struct Writer {
@@ -158,7 +173,7 @@ impl Writer {
     }
 
     fn allowed(&self, mode: u32) -> u32 {
-        if self.owner == Owner::Root { mode & 0o7777 } else { mode & 0o777 }
+        if self.owner == Owner::Root { mode } else { mode & PLAIN_MODE }
     }
 
     /// The directories' modes, the deepest first.
