@@ -9,6 +9,7 @@ use init::handover::{self, Handover, HostMount, MountKind, Role, SeccompProfile}
 use kernel::channel::Channel;
 use kernel::mount::{Attributes, Tree};
 
+use super::nodes;
 use super::stage::{self, Stage};
 use super::world::World;
 use crate::monitor::Running;
@@ -24,10 +25,6 @@ const PATIENCE_MS: u64 = 60_000;
 
 /// The program that PID 1 of a small template stays.
 pub const OWN_INIT: &str = "vsinit";
-
-/// Nodes of the host that every server has, where the host has them.
-const NODES: &[&str] =
-    &["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/net/tun", "/dev/fuse"];
 
 /// What tells of the host or its other servers, or leads to its kernel.
 const MASKED: &[&str] = &[
@@ -127,11 +124,9 @@ struct Prepared {
 
 fn host_mounts(site: &Site, plan: &BootPlan, stage: &Stage) -> Result<Vec<Prepared>> {
     let mut mounts = Vec::with_capacity(32);
-    for node in NODES.iter().map(Path::new).filter(|node| node.exists()) {
-        mounts.push(as_it_is(node, node)?);
-    }
-    for device in &plan.server.spec.device {
-        mounts.push(as_it_is(&device.path, &device.path)?);
+    let nodes = nodes::directory(site, &plan.server);
+    for (number, path) in nodes::paths(&plan.server).iter().enumerate() {
+        mounts.push(as_it_is(&nodes.join(number.to_string()), path)?);
     }
     let view = site.lxcfs().join(format!("mount/{}", plan.server.record.id));
     for file in view_files(site)? {

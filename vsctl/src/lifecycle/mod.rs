@@ -13,6 +13,7 @@ pub mod freeze;
 pub mod group;
 pub mod journal;
 pub mod network;
+pub mod nodes;
 pub mod process;
 pub mod stage;
 pub mod start;

@@ -1,5 +1,6 @@
 //! Steps that connect a server: its link, what may come out of it, and its addresses inside.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -56,7 +57,9 @@ pub enum NetworkStep {
 /// The steps that connect `server`.
 pub fn plan(site: &Site, networks: &Networks, server: &Server) -> Vec<Step> {
     let addresses = server.addresses().to_vec();
-    let gateways = addresses.iter().filter_map(|address| networks.gateway_for(*address)).collect();
+    // One default route a family, however many addresses there are.
+    let gateways: BTreeSet<IpAddr> = addresses.iter().filter_map(|address| networks.gateway_for(*address)).collect();
+    let gateways = gateways.into_iter().collect();
     let configure = Step::Network(NetworkStep::Configure { addresses: addresses.clone(), gateways });
     if server.spec.net == NetworkMode::None {
         return vec![configure];

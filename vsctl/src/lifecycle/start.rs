@@ -19,7 +19,7 @@ use super::journal::{Journal, Lasting};
 use super::state::{self, Action, State};
 use super::step::Step;
 use super::world::World;
-use super::{group, network, process as processes, stop, view};
+use super::{group, network, nodes, process as processes, stop, view};
 use crate::failure::{self, Exit, Failure};
 use crate::monitor::{self, Running};
 use crate::name::Name;
@@ -61,8 +61,9 @@ pub fn plan(site: &Site, server: &Server, rescue: bool) -> Result<(BootPlan, Vec
     let networks = Networks::of(site)?;
     let run = site.server_run(&server.name);
     let make = |path, mode| Step::Files(FilesStep::MakeDirectory { path, mode });
-    let mut steps = vec![make(run.clone(), 0o711), make(run.join("root"), 0o755)];
+    let mut steps = vec![make(run.clone(), 0o711), make(run.join("root"), 0o755), make(run.join("nodes"), 0o755)];
     steps.extend(group::plan(site, server));
+    steps.push(nodes::plan(site, server));
     steps.push(view::plan(site, server));
     steps.push(processes::plan_enter(site, server));
     steps.push(processes::plan_root(site, server));
@@ -234,4 +235,56 @@ pub fn again(site: &Site, name: &Name) -> Result<Running> {
     edit::settle(site, &server)?;
     let (boot, steps) = plan(site, &server, false)?;
     run(site, boot, &steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::spec::Spec;
+    use crate::store::Record;
+
+    /// The sentences of a start, with the site's directory and suffix taken out.
+    fn sentences(spec: &str) -> String {
+        let root = tempfile::tempdir().unwrap();
+        let state = root.path().join("var/lib/vsos");
+        fs::create_dir_all(state.join("templates/busybox")).unwrap();
+        fs::write(state.join("network.toml"), "ipv4 = \"10.77.0.0/24\"\nipv6 = \"fd12::/64\"\n").unwrap();
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../templates/busybox/template.toml");
+        fs::copy(shipped, state.join("templates/busybox/template.toml")).unwrap();
+        let record = "version = 1\norigin = \"test\"\nbuilt_s = 0\nentries = 1\nsize_bytes = 1\ndigest = \"sha256:0\"\n\
+                      warnings = []\n[distribution]\nid = \"busybox\"\nversion = \"1\"\nname = \"busybox\"\n";
+        fs::write(state.join("templates/busybox/record.toml"), record).unwrap();
+        let site = Site::at(root.path()).unwrap();
+        let addresses = vec!["10.77.0.4/24".parse().unwrap(), "fd12::4/64".parse().unwrap()];
+        let record =
+            Record { version: 1, id: 3, uuid: "0".into(), created_s: 0, template_digest: "0".into(), addresses };
+        let spec = Spec::parse(spec, "server.toml").unwrap();
+        let server = Server { name: "web1".parse().unwrap(), spec, record };
+        let steps = plan(&site, &server, false).unwrap().1;
+        let text: String = steps.iter().map(|step| format!("{step}\n")).collect();
+        let suffix = site.cgroup().replace("vsos-", "");
+        text.replace(&root.path().display().to_string(), "")
+            .replace(&suffix, "SITE")
+            .replace(&site.first_id(3).to_string(), "FIRST")
+    }
+
+    /// Compares with a golden file; `GOLDEN=write` writes it anew.
+    fn check(name: &str, spec: &str) {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lifecycle/golden").join(name);
+        let found = sentences(spec);
+        if std::env::var_os("GOLDEN").is_some() {
+            fs::write(&file, &found).unwrap();
+        }
+        assert_eq!(found, fs::read_to_string(&file).unwrap(), "{name}");
+    }
+
+    #[test]
+    fn plans_are_as_they_were() {
+        check("bridge-and-limits", "template = \"busybox\"\nmemory = \"512M\"\ncpus = 1.5\npids = 100\n");
+        check("alone-and-privileged", "template = \"busybox\"\nnet = \"none\"\nprivileged = true\nvolume = \"dir\"\n");
+        check("two-addresses", "template = \"busybox\"\nip = [\"10.77.0.8/24\", \"10.77.0.9/24\"]\n");
+    }
 }

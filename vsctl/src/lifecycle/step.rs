@@ -13,6 +13,7 @@ use super::facilities::FacilityStep;
 use super::files::FilesStep;
 use super::group::GroupStep;
 use super::network::NetworkStep;
+use super::nodes::NodesStep;
 use super::process::ProcessStep;
 use super::view::ViewStep;
 use super::world::World;
@@ -29,6 +30,8 @@ pub enum Step {
     View(ViewStep),
     /// Its link to the network.
     Network(NetworkStep),
+    /// Its device nodes.
+    Nodes(NodesStep),
     /// Its namespaces, root and init.
     Process(ProcessStep),
     /// What all servers of the site share.
@@ -48,6 +51,7 @@ impl Step {
             Self::Group(step) => step.apply(world),
             Self::View(step) => step.apply(world),
             Self::Network(step) => step.apply(world),
+            Self::Nodes(step) => step.apply(),
             Self::Process(step) => step.apply(world),
             Self::Facility(step) => step.apply(world),
             Self::Change(step) => step.apply(world),
@@ -64,6 +68,7 @@ impl Step {
             Self::Group(step) => step.undo(world),
             Self::View(step) => step.undo(world),
             Self::Network(step) => step.undo(world),
+            Self::Nodes(step) => step.undo(),
             Self::Process(step) => step.undo(world),
             Self::Facility(step) => step.undo(world),
             Self::Change(step) => step.undo(world),
@@ -78,6 +83,7 @@ impl fmt::Display for Step {
             Self::Group(step) => step.fmt(out),
             Self::View(step) => step.fmt(out),
             Self::Network(step) => step.fmt(out),
+            Self::Nodes(step) => step.fmt(out),
             Self::Process(step) => step.fmt(out),
             Self::Facility(step) => step.fmt(out),
             Self::Change(step) => step.fmt(out),
