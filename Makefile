@@ -93,8 +93,7 @@ install: ## install programs, man pages, completions and the systemd unit (PREFI
 	install -D -m 0755 $(PROGRAMS)/lxcfs-fuse $(DESTDIR)$(libexecdir)/lxcfs-fuse
 	install -d $(DESTDIR)$(mandir)/man8 $(DESTDIR)$(mandir)/man5
 	rm -rf $(TARGET)/man && mkdir -p $(TARGET)/man && $(PROGRAMS)/vsctl man $(TARGET)/man
-	for page in $(TARGET)/man/*.[58] $(wildcard docs/*.[58] docs/man/*.[58]); do \
-		test -e $$page || continue; \
+	for page in $(TARGET)/man/*.[58] init/man/vsinit.8 lxcfs-fuse/man/lxcfs-fuse.8; do \
 		install -m 0644 $$page $(DESTDIR)$(mandir)/man$${page##*.}/ || exit 1; \
 	done
 	install -d $(DESTDIR)$(bashdir) $(DESTDIR)$(zshdir) $(DESTDIR)$(fishdir) $(DESTDIR)$(unitdir)
