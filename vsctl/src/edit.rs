@@ -317,7 +317,7 @@ fn addresses(site: &Site, server: &Server, new: &Spec, is_up: bool) -> Result<Ve
             return Ok(held.clone());
         }
         if is_up && !held.is_empty() {
-            return Err(Failure::new(Exit::AlreadyRunning, format!("ip: '{}' runs with the addresses", server.name))
+            return Err(Failure::new(Exit::AlreadyRunning, format!("ip: '{}' runs with its addresses", server.name))
                 .hint("stop it first")
                 .into());
         }

@@ -159,6 +159,30 @@ impl<'a> Seen<'a> {
     }
 }
 
+/// Fewer servers than this are read faster by one thread.
+const WORTH_THREADS: usize = 128;
+
+/// Reads the specs and records of many servers at once, on all CPUs, for columns that need them.
+pub fn load_all(seen: &[Seen<'_>]) {
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+    let Some(site) = seen.first().map(|first| first.world.site) else { return };
+    if seen.len() < WORTH_THREADS || workers < 2 {
+        return;
+    }
+    let parts = seen.chunks(seen.len().div_ceil(workers));
+    let names: Vec<Vec<&Name>> = parts.clone().map(|part| part.iter().map(|seen| &seen.name).collect()).collect();
+    std::thread::scope(|scope| {
+        let load = |names: Vec<&Name>| names.into_iter().map(|name| store::load(site, name)).collect::<Vec<_>>();
+        let threads: Vec<_> = names.into_iter().map(|names| scope.spawn(move || load(names))).collect();
+        for (part, thread) in parts.zip(threads) {
+            // What a thread could not read is read when it is asked for.
+            for (seen, server) in part.iter().zip(thread.join().unwrap_or_default()) {
+                let _ = seen.server.set(server);
+            }
+        }
+    });
+}
+
 /// How many CPUs the host has; read once.
 fn online_cpus() -> Option<usize> {
     static COUNT: OnceLock<Option<usize>> = OnceLock::new();

@@ -17,7 +17,6 @@
 //! /run/vsos/lxcfs/                    the FUSE overlay's own directory
 //! ```
 
-use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::io;
@@ -48,8 +47,6 @@ pub struct Settings {
     pub ipv6: Option<Ipv6Net>,
     /// Where `vsinit` and `lxcfs-fuse` are, when not beside `vsctl` or in `../libexec/vsos`.
     pub programs: Option<PathBuf>,
-    /// Values for what a `server.toml` leaves out, by its key.
-    pub defaults: BTreeMap<String, toml::Value>,
 }
 
 impl Default for Settings {
@@ -61,7 +58,6 @@ impl Default for Settings {
             ipv4: None,
             ipv6: None,
             programs: None,
-            defaults: BTreeMap::new(),
         }
     }
 }

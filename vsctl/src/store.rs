@@ -76,20 +76,7 @@ pub fn record_file(site: &Site, name: &Name) -> PathBuf {
 /// # Errors
 /// Exit 44 when there is none, 14 when a file of it cannot be used.
 pub fn load(site: &Site, name: &Name) -> Result<Server> {
-    let Some(record) = read(&record_file(site, name))? else {
-        let failure = Failure::new(Exit::NoServer, format!("there is no server '{name}'"));
-        let begun = site.server(name).exists();
-        return Err(failure
-            .hint(if begun {
-                "its creation or removal was interrupted: `vsctl doctor --fix`".to_owned()
-            } else {
-                "`vsctl list -a` shows the servers".to_owned()
-            })
-            .into());
-    };
-    let file = record_file(site, name);
-    let record = toml::from_str(&record)
-        .map_err(|error| Failure::new(Exit::BadConfiguration, format!("{}: {}", file.display(), error.message())))?;
+    let record = load_record(site, name)?;
     let file = spec_file(site, name);
     let Some(text) = read(&file)? else {
         return Err(Failure::new(Exit::NoServer, format!("{} is gone", file.display()))
@@ -98,6 +85,26 @@ pub fn load(site: &Site, name: &Name) -> Result<Server> {
     };
     let spec = Spec::parse(&text, &file.display().to_string())?;
     Ok(Server { name: name.clone(), spec, record })
+}
+
+/// Loads what was decided at a server's creation.
+///
+/// # Errors
+/// Exit 44 when there is no such server, 14 when the file cannot be used.
+pub fn load_record(site: &Site, name: &Name) -> Result<Record> {
+    let file = record_file(site, name);
+    let Some(text) = read(&file)? else {
+        let failure = Failure::new(Exit::NoServer, format!("there is no server '{name}'"));
+        let hint = match site.server(name).exists() {
+            true => "its creation or removal was interrupted: `vsctl doctor --fix`",
+            false => "`vsctl list -a` shows the servers",
+        };
+        return Err(failure.hint(hint).into());
+    };
+    let bad = |error: toml::de::Error| {
+        Failure::new(Exit::BadConfiguration, format!("{}: {}", file.display(), error.message()))
+    };
+    Ok(toml::from_str(&text).map_err(bad)?)
 }
 
 fn read(path: &Path) -> Result<Option<String>> {

@@ -32,7 +32,7 @@ pub struct Args {
 pub fn run(args: Args, site: &Site) -> Result<i32> {
     super::for_each(&args.names, |name| {
         if args.plan {
-            let mut steps = create::plan_destroy(site, &store::load(site, name)?)?;
+            let mut steps = create::plan_destroy(site, name, &store::load_record(site, name)?);
             steps.reverse();
             let sentences: Vec<String> = steps.iter().map(|step| format!("take back: {step}")).collect();
             return output::sentences(&sentences, args.json);

@@ -11,7 +11,7 @@ use super::output::{self, Column};
 use crate::failure::{self, Exit, Failure};
 use crate::lifecycle::world::World;
 use crate::name::Name;
-use crate::observe::Seen;
+use crate::observe::{self, Seen};
 use crate::site::Site;
 use crate::size::show_bytes;
 use crate::store;
@@ -152,6 +152,9 @@ static FIELDS: &[Field] = &[
     }),
 ];
 
+/// Columns for which neither spec nor record need be read.
+const WITHOUT_SPEC: &[&str] = &["name", "state", "pid", "cpu", "memory", "tasks", "uptime"];
+
 fn addresses(seen: &Seen<'_>, wanted: fn(&IpNet) -> bool) -> Cell {
     Cell::list(seen.addresses().iter().filter(|address| wanted(address)).map(|net| net.addr().to_string()).collect())
 }
@@ -195,6 +198,10 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     let mut seen: Vec<Seen<'_>> =
         names.into_iter().map(|name| Seen::look(&world, name)).filter(|seen| args.all || seen.state.is_up()).collect();
     let Chosen(by) = args.sort.by;
+    let shown = args.columns.iter().filter(|_| !args.names).map(|Chosen(field)| field.title);
+    if shown.chain([by.title]).any(|title| !WITHOUT_SPEC.contains(&title)) {
+        observe::load_all(&seen);
+    }
     if by.title != "name" {
         seen.sort_by_cached_key(|seen| SortKey((by.value)(seen)));
     }

@@ -16,7 +16,7 @@ pub struct Args {
     /// The server.
     name: Name,
     /// New values; KEY= takes a key away.
-    #[arg(required = true, value_name = "KEY=VALUE", allow_hyphen_values = true)]
+    #[arg(required = true, value_name = "KEY=VALUE")]
     changes: Vec<Change>,
     /// Print what would be done and change nothing.
     #[arg(long)]
@@ -58,7 +58,8 @@ pub fn tell(name: &Name, plan: &Plan, as_json: bool) -> Result<()> {
         return output::json(&Told { name, changed: &plan.effects });
     }
     if plan.effects.is_empty() {
-        return output::line(format_args!("{name}: nothing has another value"));
+        let saved = if plan.steps.is_empty() { "unchanged" } else { "saved; no key has another value" };
+        return output::line(format_args!("{name}: {saved}"));
     }
     for effect in &plan.effects {
         let when = match effect.when {

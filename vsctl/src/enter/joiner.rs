@@ -17,12 +17,13 @@ use super::account::Account;
 use super::program::Prepared;
 use super::relay::Signals;
 use super::target::Target;
-use crate::failure::{Exit, Failure, exit_of};
+use crate::failure::{Exit, Failure, exit_of, hint_of};
 
 /// What the joiner says, with a pidfd, when the program's process is there.
 const BORN: &str = "born ";
-/// Ends the words of a failure: `CODE why`.
+/// The code of a program that is there and may not be executed, as shells have it.
 const MAY_NOT_BE_EXECUTED: i32 = 126;
+/// The code of one that is not there.
 const NOT_FOUND: i32 = 127;
 
 /// Everything that the processes need, made before the fork.
@@ -121,19 +122,21 @@ fn interrupted(signal: i32, process: &PidFd) -> Result<Begun> {
     Ok(Begun::Interrupted(signal))
 }
 
-/// `CODE why` as an error.
+/// `CODE why`, and after NUL a hint, as an error.
 fn failure(words: &str) -> anyhow::Error {
     let (code, why) = words.split_once(' ').unwrap_or(("1", words));
-    match code.parse() {
-        Ok(code @ (MAY_NOT_BE_EXECUTED | NOT_FOUND)) => CannotExecute { code, message: why.into() }.into(),
-        code => Failure::new(Exit::from_code(code.unwrap_or(1) as u8), why).into(),
+    let (why, hint) = why.split_once('\0').unwrap_or((why, ""));
+    if let Ok(code @ (MAY_NOT_BE_EXECUTED | NOT_FOUND)) = code.parse() {
+        return CannotExecute { code, message: why.into() }.into();
     }
+    let failure = Failure::new(Exit::from_code(code.parse().unwrap_or(1)), why);
+    if hint.is_empty() { failure.into() } else { failure.hint(hint).into() }
 }
 
 fn words(error: &anyhow::Error) -> String {
     match error.downcast_ref::<CannotExecute>() {
         Some(refused) => format!("{} {refused}", refused.code),
-        None => format!("{} {error:#}", exit_of(error) as u8),
+        None => format!("{} {error:#}\0{}", exit_of(error) as u8, hint_of(error).unwrap_or_default()),
     }
 }
 
@@ -262,9 +265,10 @@ mod tests {
 
     #[test]
     fn failures_survive_the_way_out() {
-        let full = anyhow::Error::from(Failure::new(Exit::BadParameter, "cannot go to /x"));
+        let full = anyhow::Error::from(Failure::new(Exit::BadParameter, "cannot go to /x").hint("make it"));
         let back = failure(&words(&full));
         assert_eq!((exit_of(&back), back.to_string()), (Exit::BadParameter, "cannot go to /x".into()));
+        assert_eq!(hint_of(&back), Some("make it"));
         let missing = CannotExecute { code: 127, message: "cannot execute 'x'".into() }.into();
         let back = failure(&words(&missing));
         assert_eq!(back.downcast_ref::<CannotExecute>().map(|refused| refused.code), Some(127));

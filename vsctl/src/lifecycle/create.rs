@@ -59,7 +59,8 @@ pub fn plan(site: &Site, name: &Name, creation: &Creation) -> Result<(Record, Ve
         template_digest: creation.template.record.digest.clone(),
         addresses,
     };
-    let mut steps = plan_files(site, name, &record, &creation.spec)?;
+    let mut steps = plan_reservations(site, name, &record);
+    steps.extend(volume::plan(site, name, &creation.spec.template, creation.spec.volume));
     let personalise = FilesStep::Personalise {
         lower: (creation.spec.volume == VolumeKind::Overlay).then(|| creation.template.root()),
         writable: volume::writable(site, name, creation.spec.volume),
@@ -74,20 +75,13 @@ pub fn plan(site: &Site, name: &Name, creation: &Creation) -> Result<(Record, Ve
     Ok((record, steps.into_iter().map(Step::Files).collect()))
 }
 
-/// The steps before the root's content: what a server has, and what destroying it gives back.
-fn plan_files(site: &Site, name: &Name, record: &Record, spec: &Spec) -> Result<Vec<FilesStep>> {
-    let mut steps = vec![
-        FilesStep::MakeDirectory { path: site.server(name), mode: 0o700 },
-        FilesStep::Reserve { path: id_file(site, record.id), owner: name.to_string() },
-    ];
-    steps.extend(
-        record
-            .addresses
-            .iter()
-            .map(|address| FilesStep::Reserve { path: network::reservation(site, *address), owner: name.to_string() }),
-    );
-    steps.extend(volume::plan(site, name, &spec.template, spec.volume));
-    Ok(steps)
+/// The steps that give a server its directory, its number and its addresses.
+fn plan_reservations(site: &Site, name: &Name, record: &Record) -> Vec<FilesStep> {
+    let reserve = |path| FilesStep::Reserve { path, owner: name.to_string() };
+    let mut steps =
+        vec![FilesStep::MakeDirectory { path: site.server(name), mode: 0o700 }, reserve(id_file(site, record.id))];
+    steps.extend(record.addresses.iter().map(|address| reserve(network::reservation(site, *address))));
+    steps
 }
 
 fn check_name(site: &Site, name: &Name) -> Result<()> {
@@ -134,7 +128,7 @@ fn addresses(site: &Site, networks: &Networks, id: u32, spec: &Spec) -> Result<V
     for address in &spec.ip {
         networks.check(*address)?;
         if let Some(owner) = network::owner(site, *address) {
-            let message = format!("ip: {} is taken by '{owner}'", address.addr());
+            let message = format!("ip: {address} is taken by '{owner}'");
             return Err(Failure::new(Exit::BadParameter, message).hint("leave --ip out to get a free one").into());
         }
     }
@@ -144,7 +138,14 @@ fn addresses(site: &Site, networks: &Networks, id: u32, spec: &Spec) -> Result<V
     // The number's own addresses; those of later numbers where somebody asked for ours by name.
     let free = |all: Vec<IpNet>| all.into_iter().all(|address| network::owner(site, address).is_none());
     let number = (id..id + site.settings.max_servers).find(|number| free(networks.defaults_of(*number)));
-    Ok(networks.defaults_of(number.unwrap_or(id)))
+    let chosen = networks.defaults_of(number.unwrap_or(id));
+    if chosen.iter().all(|address| matches!(address, IpNet::V6(_))) {
+        log::warn!(
+            "{} is full: this server gets an IPv6 address only (ipv4 in vsos.toml gives more room)",
+            networks.ipv4
+        );
+    }
+    Ok(chosen)
 }
 
 /// Creates a server.
@@ -223,15 +224,12 @@ pub fn recover_all(site: &Site, fix: bool) -> Result<Vec<Name>> {
     Ok(found)
 }
 
-/// The steps that destroying `server` takes back, last one first.
-///
-/// # Errors
-/// When a path cannot be planned.
-pub fn plan_destroy(site: &Site, server: &Server) -> Result<Vec<Step>> {
-    let mut steps = plan_files(site, &server.name, &server.record, &server.spec)?;
-    steps.push(FilesStep::WriteFile { path: store::spec_file(site, &server.name), text: String::new() });
-    steps.push(FilesStep::WriteFile { path: store::record_file(site, &server.name), text: String::new() });
-    Ok(steps.into_iter().map(Step::Files).collect())
+/// The steps that destroying a server takes back, last one first: its record, then what its directory and number hold.
+/// The volume goes with the directory, so that a server whose spec cannot be read can be destroyed as well.
+pub fn plan_destroy(site: &Site, name: &Name, record: &Record) -> Vec<Step> {
+    let mut steps = plan_reservations(site, name, record);
+    steps.push(FilesStep::WriteFile { path: store::record_file(site, name), text: String::new() });
+    steps.into_iter().map(Step::Files).collect()
 }
 
 /// Destroys a server: everything that creating it had made.
@@ -241,7 +239,7 @@ pub fn plan_destroy(site: &Site, server: &Server) -> Result<Vec<Step>> {
 pub fn destroy(site: &Site, name: &Name, force: bool) -> Result<()> {
     let _lock = store::lock(site, name)?;
     edit::recover(site, name)?;
-    let server = store::load(site, name)?;
+    let record = store::load_record(site, name)?;
     if state::of(site, name).is_up() {
         if !force {
             return Err(Failure::new(Exit::AlreadyRunning, format!("'{name}' is running"))
@@ -252,7 +250,7 @@ pub fn destroy(site: &Site, name: &Name, force: bool) -> Result<()> {
     }
     let mut journal = Journal::open(&journal_file(site, name), Lasting::Disk)?;
     if journal.standing().is_empty() {
-        journal.begin(&plan_destroy(site, &server)?)?;
+        journal.begin(&plan_destroy(site, name, &record))?;
     }
     execute::take_back("destroy", &mut World::new(site), &mut journal)
         .with_context(|| format!("cannot destroy '{name}'"))?;

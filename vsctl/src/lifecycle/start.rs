@@ -61,7 +61,8 @@ pub fn plan(site: &Site, server: &Server, rescue: bool) -> Result<(BootPlan, Vec
     let networks = Networks::of(site)?;
     let run = site.server_run(&server.name);
     let make = |path, mode| Step::Files(FilesStep::MakeDirectory { path, mode });
-    let mut steps = vec![make(run.clone(), 0o711), make(run.join("root"), 0o755), make(run.join("nodes"), 0o755)];
+    let mut steps = claim(site, &networks, server)?;
+    steps.extend([make(run.clone(), 0o711), make(run.join("root"), 0o755), make(run.join("nodes"), 0o755)]);
     steps.extend(group::plan(site, server));
     steps.push(nodes::plan(site, server));
     steps.push(view::plan(site, server));
@@ -70,6 +71,25 @@ pub fn plan(site: &Site, server: &Server, rescue: bool) -> Result<(BootPlan, Vec
     steps.extend(network::plan(site, &networks, server));
     steps.push(processes::plan_boot(site, server, &init));
     Ok((BootPlan { server: server.clone(), init, stop_signal, rescue }, steps))
+}
+
+/// Addresses that were written into the spec by hand: nobody else may have them while the server runs.
+fn claim(site: &Site, networks: &Networks, server: &Server) -> Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    for address in server.addresses() {
+        networks.check(*address)?;
+        match crate::network::owner(site, *address) {
+            Some(owner) if owner == server.name => {}
+            Some(owner) => {
+                return Err(Failure::new(Exit::BadParameter, format!("ip: {address} is taken by '{owner}'")).into());
+            }
+            None => steps.push(Step::Files(FilesStep::Reserve {
+                path: crate::network::reservation(site, *address),
+                owner: server.name.to_string(),
+            })),
+        }
+    }
+    Ok(steps)
 }
 
 /// A start under way.
@@ -252,6 +272,10 @@ mod tests {
         let state = root.path().join("var/lib/vsos");
         fs::create_dir_all(state.join("templates/busybox")).unwrap();
         fs::write(state.join("network.toml"), "ipv4 = \"10.77.0.0/24\"\nipv6 = \"fd12::/64\"\n").unwrap();
+        fs::create_dir_all(state.join("addresses")).unwrap();
+        for address in ["10.77.0.4", "fd12::4"] {
+            fs::write(state.join("addresses").join(address), "web1").unwrap();
+        }
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../templates/busybox/template.toml");
         fs::copy(shipped, state.join("templates/busybox/template.toml")).unwrap();
         let record = "version = 1\norigin = \"test\"\nbuilt_s = 0\nentries = 1\nsize_bytes = 1\ndigest = \"sha256:0\"\n\
