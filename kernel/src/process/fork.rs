@@ -46,7 +46,11 @@ pub fn fork(options: &CloneOptions) -> Result<Fork> {
         // The kernel takes the caller's own signal and wants none here (clone(2)).
         exit_signal = 0;
     }
-    let made = sys::clone3(flags, exit_signal, options.cgroup.as_ref().map(AsFd::as_fd));
+    let mut made = sys::clone3(flags, exit_signal, options.cgroup.as_ref().map(AsFd::as_fd));
+    // Our own filter for servers that shall be migrated refuses clone3, whose flags it cannot see.
+    if options.cgroup.is_none() && made.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOSYS)) {
+        made = sys::clone(flags, exit_signal);
+    }
     Ok(match made.during("fork", format_args!("child with new namespaces {:?}", options.namespaces))? {
         Some((pid, pidfd)) => Fork::Parent { pid, pidfd: PidFd::from(pidfd) },
         None => Fork::Child,
