@@ -122,7 +122,9 @@ fn enter_is_a_login_shell_with_job_control(site: &Site) -> Result<()> {
     terminal.send("jobs; echo jobs-$((1+1))\r")?;
     let seen = terminal.expect("jobs-2")?;
     ensure!(seen.contains("Stopped") || seen.contains("stopped"), "no job control: {seen:?}");
-    terminal.send("kill %1; kill -CONT %1; exit\r")?;
+    terminal.send("kill -9 %1; wait; echo gone-$((1+1))\r")?;
+    terminal.expect("gone-2")?;
+    terminal.send("exit\r")?;
     terminal.finish()?;
     Ok(())
 }

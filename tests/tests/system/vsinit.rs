@@ -9,6 +9,7 @@ use nix::{
     unistd::Pid,
 };
 use system_tests::{
+    command::Invocation,
     promises,
     server::{Running, Server},
     site::Site,
@@ -28,10 +29,9 @@ promises![
     a_bad_service_file_stops_nothing_else,
     the_log_of_a_service_can_be_read_and_is_bounded,
     thousands_of_orphans_are_reaped,
-    sigpwr_powers_off,
-    sigterm_powers_off,
-    sigint_reboots,
-    sigrtmin_3_halts,
+    sigpwr_and_sigusr2_power_off,
+    sigterm_and_sigint_reboot,
+    sigrtmin_3_and_sigusr1_halt,
     no_other_signal_ends_it,
     idle_it_needs_little_memory_of_its_own,
     its_control_is_for_root_only
@@ -206,49 +206,41 @@ fn thousands_of_orphans_are_reaped(site: &Site) -> Result<()> {
     Ok(())
 }
 
+/// Sends a signal to the init of a new server, from the host.
 fn signalled(site: &Site, signal: i32) -> Result<(Running<'_>, i32)> {
-    let server = site.template("busybox")?.server("web1").start()?;
+    let server = site.template("busybox")?.server(&format!("web{signal}")).start()?;
     let init = server.init_pid()?;
     // kill(1): nix has no names for the real-time signals.
-    let done =
-        system_tests::command::Invocation::new("kill").args([format!("-{signal}"), init.to_string()]).succeed()?;
-    site.note(done.to_string());
+    Invocation::new("kill").args([format!("-{signal}"), init.to_string()]).succeed()?;
     Ok((server, init))
 }
 
-fn sigpwr_powers_off(site: &Site) -> Result<()> {
-    let (server, _) = signalled(site, libc::SIGPWR)?;
-    server.reaches("stopped")
-}
-
-fn sigterm_powers_off(site: &Site) -> Result<()> {
-    let (server, _) = signalled(site, libc::SIGTERM)?;
-    server.reaches("stopped")
-}
-
-fn sigint_reboots(site: &Site) -> Result<()> {
-    let (server, init) = signalled(site, libc::SIGINT)?;
-    server.next_init(init)?;
+fn sigpwr_and_sigusr2_power_off(site: &Site) -> Result<()> {
+    for signal in [libc::SIGPWR, libc::SIGUSR2, libc::SIGRTMIN() + 4] {
+        signalled(site, signal)?.0.reaches("stopped")?;
+    }
     Ok(())
 }
 
-fn sigrtmin_3_halts(site: &Site) -> Result<()> {
-    let (server, _) = signalled(site, libc::SIGRTMIN() + 3)?;
-    server.reaches("stopped")
+fn sigterm_and_sigint_reboot(site: &Site) -> Result<()> {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGRTMIN() + 5] {
+        let (server, init) = signalled(site, signal)?;
+        server.next_init(init)?;
+    }
+    Ok(())
+}
+
+fn sigrtmin_3_and_sigusr1_halt(site: &Site) -> Result<()> {
+    for signal in [libc::SIGRTMIN() + 3, libc::SIGUSR1] {
+        signalled(site, signal)?.0.reaches("stopped")?;
+    }
+    Ok(())
 }
 
 fn no_other_signal_ends_it(site: &Site) -> Result<()> {
     let server = site.template("busybox")?.server("web1").start()?;
     let init = server.init_pid()?;
-    for signal in [
-        Signal::SIGHUP,
-        Signal::SIGUSR1,
-        Signal::SIGUSR2,
-        Signal::SIGPIPE,
-        Signal::SIGALRM,
-        Signal::SIGCHLD,
-        Signal::SIGWINCH,
-    ] {
+    for signal in [Signal::SIGHUP, Signal::SIGPIPE, Signal::SIGALRM, Signal::SIGCHLD, Signal::SIGWINCH] {
         kill(Pid::from_raw(init), signal)?;
     }
     // And from inside, where the kernel protects an init from what it does not handle.
@@ -259,8 +251,11 @@ fn no_other_signal_ends_it(site: &Site) -> Result<()> {
 }
 
 fn idle_it_needs_little_memory_of_its_own(site: &Site) -> Result<()> {
-    let server = site.template("busybox")?.server("web1").start()?;
+    let template = site.template("busybox")?;
+    // Two, because what is shared by all servers counts as private where there is only one.
+    let (server, other) = (template.server("web1").start()?, template.server("web2").start()?);
     server.until("pidof crond && pidof getty")?;
+    other.until("pidof crond && pidof getty")?;
     let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", server.init_pid()?))?;
     let private: u64 = rollup
         .lines()
