@@ -20,7 +20,7 @@ use crate::failure::{Exit, Failure};
 use crate::lifecycle::change::{self, ChangeStep};
 use crate::lifecycle::execute;
 use crate::lifecycle::files::FilesStep;
-use crate::lifecycle::group::Limits;
+use crate::lifecycle::group::{self, Limits};
 use crate::lifecycle::journal::{self, Journal, Lasting};
 use crate::lifecycle::state;
 use crate::lifecycle::step::Step;
@@ -223,14 +223,13 @@ pub fn plan(site: &Site, server: &Server, from: &str, to: &str) -> Result<Plan> 
     let new = Spec::parse(to, &path.display().to_string())?;
     let is_up = state::of(site, &server.name).is_up();
     let effects = compare(&server.spec, &new, is_up)?;
-    if let Some(set) = new.cpuset.as_ref().filter(|_| new.cpuset != server.spec.cpuset) {
-        check_cpuset(set)?;
-    }
+    check_host(&new, Some(&server.spec))?;
     let mut steps = Vec::new();
     let addresses = addresses(site, server, &new, is_up)?;
     let reservation = |address: &IpNet| network::reservation(site, *address);
     let owner = || server.name.to_string();
-    for added in addresses.iter().filter(|address| !server.record.addresses.contains(address)) {
+    // Its own already when a start has claimed what was written by hand.
+    for added in addresses.iter().filter(|address| network::owner(site, **address).is_none()) {
         steps.push(Step::Files(FilesStep::Reserve { path: reservation(added), owner: owner() }));
     }
     let (before, after) = (Limits::of(&server.spec), Limits::of(&new));
@@ -251,11 +250,30 @@ pub fn plan(site: &Site, server: &Server, from: &str, to: &str) -> Result<Plan> 
     Ok(Plan { effects, steps })
 }
 
-/// Refuses CPUs that this host has not.
+/// Refuses what a spec names and this host has not: CPUs, sources of mounts, devices. What is in `old` as well is not
+/// looked at again.
 ///
 /// # Errors
-/// Exit 20 with those that it has.
-pub fn check_cpuset(set: &CpuSet) -> Result<()> {
+/// Exit 20 with the value.
+pub fn check_host(new: &Spec, old: Option<&Spec>) -> Result<()> {
+    if let Some(set) = new.cpuset.as_ref().filter(|set| old.is_none_or(|old| old.cpuset.as_ref() != Some(set))) {
+        check_cpuset(set)?;
+    }
+    for bind in new.mount.iter().filter(|bind| old.is_none_or(|old| !old.mount.contains(bind))) {
+        if let Err(error) = fs::metadata(&bind.source) {
+            let message = format!("mount: '{bind}': {}: {error}", bind.source.display());
+            return Err(Failure::new(Exit::BadParameter, message).into());
+        }
+    }
+    for device in new.device.iter().filter(|device| old.is_none_or(|old| !old.device.contains(device))) {
+        if let Err(error) = group::node(&device.path) {
+            return Err(Failure::new(Exit::BadParameter, format!("device: '{device}': {error:#}")).into());
+        }
+    }
+    Ok(())
+}
+
+fn check_cpuset(set: &CpuSet) -> Result<()> {
     let online = CpuSet::online()?;
     if set.is_empty() || set.iter().any(|cpu| !online.contains(cpu)) {
         let message = format!("cpuset: this host has not all CPUs of {set}");
@@ -381,9 +399,7 @@ pub fn replace(site: &Site, name: &Name, from: &str, to: &str) -> Result<Plan> {
 }
 
 fn repaired(site: &Site, name: &Name, to: &str) -> Result<Server> {
-    let path = store::record_file(site, name);
-    let record = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let record: Record = toml::from_str(&record).context("read the record")?;
+    let record = store::load_record(site, name)?;
     Ok(Server {
         name: name.clone(),
         spec: Spec::parse(to, &store::spec_file(site, name).display().to_string())?,

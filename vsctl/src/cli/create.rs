@@ -99,18 +99,16 @@ fn parse_cpuset(text: &str) -> Result<kernel::cgroup::CpuSet, String> {
 /// # Errors
 /// When a value cannot be used or the host refuses.
 pub fn run(args: Args, site: &Site) -> Result<i32> {
-    if let Some(set) = &args.cpuset {
-        edit::check_cpuset(set)?;
-    }
     let identity = identity(&args)?;
     let held = Templates::below(&site.state()).hold(&args.template)?;
     let spec = spec(&args);
+    edit::check_host(&spec, None)?;
     let creation = Creation { spec_text: spec.to_toml(), spec, template: held.template.clone(), identity };
     super::for_each(&args.names, |name| {
         if args.plan {
             return output::plan(&create::plan(site, name, &creation)?.1, args.json);
         }
-        let server = create::create(site, name, &creation)?;
+        let server = create::create(site, name, &creation).map_err(|error| about(name, error))?;
         if args.json {
             output::json(&server.record)?;
         }
@@ -119,6 +117,12 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
         }
         Ok(())
     })
+}
+
+/// Whatever goes wrong, its message says with which of the names.
+fn about(name: &Name, error: anyhow::Error) -> anyhow::Error {
+    let named = error.chain().any(|cause| cause.to_string().contains(&format!("'{name}'")));
+    if named { error } else { error.context(format!("cannot create '{name}'")) }
 }
 
 fn spec(args: &Args) -> Spec {

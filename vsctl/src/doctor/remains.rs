@@ -16,6 +16,7 @@ use super::{Finding, Verdict, trial};
 use crate::edit;
 use crate::lifecycle::change::ChangeStep;
 use crate::lifecycle::facilities::{self, Facilities};
+use crate::lifecycle::files::FilesStep;
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::step::Step;
 use crate::lifecycle::world::World;
@@ -311,7 +312,7 @@ impl Round<'_> {
                     Ok(name) => {
                         let Some(_lock) = self.lock(&name)? else { continue };
                         let pending = state.join("journal").join(name.as_str()).exists() || changing.contains(&name);
-                        if !pending && !self.has(&name, &thing)? {
+                        if !pending && !self.has(&name, &thing)? && !self.claimed(&name, &path) {
                             self.left(subject, &format!("'{name}' has not got it"), |_| release(&path, &owner));
                         }
                     }
@@ -347,6 +348,12 @@ impl Round<'_> {
         let Ok(record) = toml::from_str::<store::Record>(&text) else { return Ok(true) };
         let has_address = record.addresses.iter().map(IpNet::addr).any(|address| address.to_string() == thing);
         Ok(has_address || record.id.to_string() == thing)
+    }
+
+    /// Whether a start of the server has reserved it, and will give it back.
+    fn claimed(&self, name: &Name, file: &Path) -> bool {
+        let standing = journal::standing(&state::journal_file(self.site, name)).unwrap_or_default();
+        standing.iter().any(|step| matches!(step, Step::Files(FilesStep::Reserve { path, .. }) if path == file))
     }
 
     fn templates(&mut self) -> Result<()> {
