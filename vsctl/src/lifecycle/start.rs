@@ -27,6 +27,7 @@ use crate::network::Networks;
 use crate::site::Site;
 use crate::store::{self, Server};
 use crate::template::Templates;
+use crate::volume;
 use crate::{edit, events};
 
 /// How far `start` waits.
@@ -61,6 +62,7 @@ pub fn plan(site: &Site, server: &Server, rescue: bool) -> Result<(BootPlan, Vec
     let networks = Networks::of(site)?;
     let run = site.server_run(&server.name);
     let make = |path, mode| Step::Files(FilesStep::MakeDirectory { path, mode });
+    check_volume(site, server)?;
     let mut steps = claim(site, &networks, server)?;
     steps.extend([make(run.clone(), 0o711), make(run.join("root"), 0o755), make(run.join("nodes"), 0o755)]);
     steps.extend(group::plan(site, server));
@@ -71,6 +73,16 @@ pub fn plan(site: &Site, server: &Server, rescue: bool) -> Result<(BootPlan, Vec
     steps.extend(network::plan(site, &networks, server));
     steps.push(processes::plan_boot(site, server, &init));
     Ok((BootPlan { server: server.clone(), init, stop_signal, rescue }, steps))
+}
+
+/// A root that is gone is better said before the first step than by a mount that fails.
+fn check_volume(site: &Site, server: &Server) -> Result<()> {
+    let volume = volume::writable(site, &server.name, server.spec.volume);
+    if volume.is_dir() {
+        return Ok(());
+    }
+    let message = format!("the volume of '{}' is gone: {} is missing", server.name, volume.display());
+    Err(Failure::new(Exit::NoServer, message).hint("destroy the server, or bring the directory back").into())
 }
 
 /// Addresses that were written into the spec by hand: nobody else may have them while the server runs.
@@ -273,6 +285,9 @@ mod tests {
         fs::create_dir_all(state.join("templates/busybox")).unwrap();
         fs::write(state.join("network.toml"), "ipv4 = \"10.77.0.0/24\"\nipv6 = \"fd12::/64\"\n").unwrap();
         fs::create_dir_all(state.join("addresses")).unwrap();
+        for layer in ["upper", "root"] {
+            fs::create_dir_all(state.join("servers/web1/volume").join(layer)).unwrap();
+        }
         for address in ["10.77.0.4", "fd12::4"] {
             fs::write(state.join("addresses").join(address), "web1").unwrap();
         }

@@ -17,6 +17,9 @@ use crate::site::Site;
 /// Most bytes of a log file; the one before it is kept as well.
 const LOG_BYTES: u64 = 1 << 20;
 
+/// Most bytes of a console that a new viewer is shown: a screen or two.
+const BACKLOG_BYTES: usize = 4 << 10;
+
 /// The log of a server's console; lasts over restarts.
 pub fn log_file(site: &Site, name: &Name) -> PathBuf {
     site.server(name).join("console.log")
@@ -27,6 +30,8 @@ struct Console {
     /// Our own hold on the other side: without one the master says "hung up" for ever while nobody in the guest has it open.
     _slave: OwnedFd,
     viewers: Vec<UnixStream>,
+    /// The last of what the guest wrote, for who comes later: a login prompt is written once.
+    backlog: Vec<u8>,
 }
 
 pub(super) struct Consoles {
@@ -43,7 +48,7 @@ impl Consoles {
             let flags = rustix::fs::fcntl_getfl(&master).context("look at a console")?;
             rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK)
                 .context("use a console without waiting")?;
-            consoles.push(Console { master, _slave: slave, viewers: Vec::new() });
+            consoles.push(Console { master, _slave: slave, viewers: Vec::new(), backlog: Vec::new() });
         }
         Ok(Self { consoles, log: Log { path: log, file: None } })
     }
@@ -54,8 +59,10 @@ impl Consoles {
             .flat_map(|console| std::iter::once(console.master.as_fd()).chain(console.viewers.iter().map(AsFd::as_fd)))
     }
 
-    pub(super) fn attach(&mut self, number: usize, viewer: UnixStream) {
+    pub(super) fn attach(&mut self, number: usize, mut viewer: UnixStream) {
         if let Some(console) = self.consoles.get_mut(number) {
+            // A new socket's buffer takes it all; one that is gone is found at the next word.
+            let _ = viewer.write_all(&console.backlog);
             console.viewers.push(viewer);
         }
     }
@@ -93,12 +100,19 @@ impl Console {
         if let Some(log) = log {
             log.append(bytes);
         }
+        self.remember(bytes);
         // A viewer that does not read misses something; the guest never waits for one.
         self.viewers.retain_mut(|viewer| match viewer.write(bytes) {
             Ok(_) => true,
             Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         });
         true
+    }
+
+    fn remember(&mut self, bytes: &[u8]) {
+        self.backlog.extend_from_slice(bytes);
+        let excess = self.backlog.len().saturating_sub(BACKLOG_BYTES);
+        self.backlog.drain(..excess);
     }
 
     /// Passes on what the viewers typed.

@@ -151,9 +151,8 @@ impl<'a> Stage<'a> {
             let path = root.join(device);
             fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
         }
-        // Those of /dev are in every tarball and hidden in every server: no news.
         let strange: Vec<String> =
-            devices.iter().filter(|path| !path.starts_with("dev")).map(|path| format!("/{}", path.display())).collect();
+            devices.iter().filter(|path| !is_ordinary(path)).map(|path| format!("/{}", path.display())).collect();
         if !strange.is_empty() {
             let shown =
                 strange.iter().take(5).map(|path| path.escape_debug().to_string()).collect::<Vec<_>>().join(", ");
@@ -189,4 +188,10 @@ impl Drop for Stage<'_> {
             let _ = remove_tree(&self.directory);
         }
     }
+}
+/// Whether the node is one that every tarball of a root has and every server gets from its manager: no news.
+fn is_ordinary(path: &Path) -> bool {
+    const NAMES: &[&str] = &["null", "zero", "full", "random", "urandom", "console", "ptmx"];
+    let name = path.strip_prefix("dev").ok().and_then(Path::to_str);
+    name.is_some_and(|name| NAMES.contains(&name) || name.starts_with("tty"))
 }
