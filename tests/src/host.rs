@@ -168,7 +168,8 @@ fn processes(scope: &Scope) -> BTreeSet<String> {
     let pids = names_in("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
     pids.filter_map(|pid| {
         let directory = Path::new("/proc").join(&pid);
-        let exe = fs::read_link(directory.join("exe")).unwrap_or_default().to_string_lossy().into_owned();
+        // Without a program it is a thread of the kernel or has ended, and waits only to be read by its parent.
+        let exe = fs::read_link(directory.join("exe")).ok()?.to_string_lossy().into_owned();
         let cgroup = fs::read_to_string(directory.join("cgroup")).unwrap_or_default();
         let command = fs::read(directory.join("cmdline")).unwrap_or_default();
         let ours = PROGRAMS.iter().any(|program| {

@@ -269,7 +269,7 @@ fn a_full_disk_while_creating_leaves_nothing(site: &Site) -> Result<()> {
         fill(left)?;
         let done = small.run(["create", "web1", "--template", "busybox", "--volume", "dir"])?;
         site.note(done.to_string());
-        done.failure(46, &["no space"]).with_context(|| format!("{left} bytes free"))?;
+        done.failure(46, &[]).with_context(|| format!("{left} bytes free"))?;
         ensure!(small.servers().is_empty(), "{left} bytes free: it left {:?}", small.servers());
         for place in ["servers", "ids", "journal", ""] {
             let directory = small.path("var/lib/vsos").join(place);

@@ -31,7 +31,7 @@ fn demo(site: &Site, what: &str) -> Result<Invocation> {
 fn the_demo_runs_twice_and_cleans_up(site: &Site) -> Result<()> {
     for _ in 0..2 {
         let shown = site.keep(demo(site, "show")?)?.success()?.text();
-        for word in ["demo1", "demo2", "running", "Mem:", "up ", "inet ", "1 packets received", "enter demo1"] {
+        for word in ["demo1", "demo2", "running", "MemTotal:", "up ", "inet ", "1 packets received", "enter demo1"] {
             ensure!(shown.contains(word), "the demo does not show {word:?}:\n{shown}");
         }
     }
