@@ -44,6 +44,16 @@ impl<'a> Seen<'a> {
         if matches!(state, State::Running | State::Frozen) {
             tend(world.site, &name);
         }
+        Self::in_state(world, name, state)
+    }
+
+    /// Looks at a server that has nothing in the runtime directory, as a listing of that has shown.
+    pub fn look_down(world: &'a World<'a>, name: Name) -> Self {
+        let defined = store::record_file(world.site, &name).exists();
+        Self::in_state(world, name, if defined { State::Stopped } else { State::Incomplete })
+    }
+
+    fn in_state(world: &'a World<'a>, name: Name, state: State) -> Self {
         Self {
             world,
             name,

@@ -1,6 +1,7 @@
 //! `vsctl list`
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use anyhow::Result;
@@ -9,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::output::{self, Column};
 use crate::failure::{self, Exit, Failure};
+use crate::lifecycle::state::State;
 use crate::lifecycle::world::World;
 use crate::name::Name;
 use crate::observe::{self, Seen};
@@ -194,9 +196,7 @@ impl FromStr for Order {
 /// When the servers cannot be listed. One that cannot be read is shown as far as it can be.
 pub fn run(args: Args, site: &Site) -> Result<i32> {
     let world = World::new(site);
-    let names = names(site, args.all)?;
-    let mut seen: Vec<Seen<'_>> =
-        names.into_iter().map(|name| Seen::look(&world, name)).filter(|seen| args.all || seen.state.is_up()).collect();
+    let mut seen = look(&world, args.all)?;
     let Chosen(by) = args.sort.by;
     let shown = args.columns.iter().filter(|_| !args.names).map(|Chosen(field)| field.title);
     if shown.chain([by.title]).any(|title| !WITHOUT_SPEC.contains(&title)) {
@@ -224,25 +224,28 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     Ok(tell_problems(&seen))
 }
 
-/// Names in order. Without `all` only those that have something in the runtime directory need be looked at.
-fn names(site: &Site, all: bool) -> Result<Vec<Name>> {
-    let mut names = if all {
-        store::entries(&site.servers())?
+/// Servers by name. Only those with something in the runtime directory can be up; the others need no closer look.
+fn look<'a>(world: &'a World<'a>, all: bool) -> Result<Vec<Seen<'a>>> {
+    let run = world.site.run();
+    let mut here: BTreeSet<Name> = store::entries(&run.join("servers"))?.into_iter().collect();
+    here.extend(store::entries(&run.join("journal"))?);
+    let mut seen: Vec<Seen<'_>> = here.iter().map(|name| Seen::look(world, name.clone())).collect();
+    if all {
+        let others = store::entries(&world.site.servers())?.into_iter().filter(|name| !here.contains(name));
+        seen.extend(others.map(|name| Seen::look_down(world, name)));
+        // Runtime files without a server are the doctor's matter.
+        seen.retain(|seen| seen.state != State::Incomplete || world.site.server(&seen.name).exists());
+        seen.sort_by(|one, two| one.name.cmp(&two.name));
     } else {
-        let run = site.run();
-        let mut names = store::entries(&run.join("servers"))?;
-        names.extend(store::entries(&run.join("journal"))?);
-        names
-    };
-    names.sort();
-    names.dedup();
-    Ok(names)
+        seen.retain(|seen| seen.state.is_up());
+    }
+    Ok(seen)
 }
 
 /// What kept columns empty, each once, after the list; gives the exit code.
 fn tell_problems(seen: &[Seen<'_>]) -> i32 {
     let mut code = 0;
-    for problem in seen.iter().filter(|seen| seen.state != crate::lifecycle::state::State::Incomplete) {
+    for problem in seen.iter().filter(|seen| seen.state != State::Incomplete) {
         if let Some(error) = problem.problem() {
             super::print_error(error);
             code = failure::exit_of(error) as i32;

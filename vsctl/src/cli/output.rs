@@ -5,7 +5,6 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
 use anyhow::{Context, Result};
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width};
 use serde::Serialize;
 
 use crate::lifecycle::step::Step;
@@ -111,22 +110,25 @@ pub fn table(columns: &[Column], rows: Vec<Vec<String>>, header: bool) -> Result
 
 /// The text of a table: no borders, two blanks between columns, none at the end of a line.
 pub fn render(columns: &[Column], rows: Vec<Vec<String>>, header: bool) -> String {
-    let mut table = Table::new();
-    table.load_preset(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    if header {
-        table.set_header(columns.iter().map(|column| column.title.to_uppercase()));
-    }
+    let titles = header.then(|| columns.iter().map(|column| column.title.to_uppercase()).collect());
     // Made safe here, at the one way out: names and commands of a guest could hold what drives a terminal.
-    table.add_rows(rows.into_iter().map(|row| row.into_iter().map(|cell| plain(&cell)).collect::<Vec<_>>()));
-    for (column, index) in columns.iter().zip(0..) {
-        let Some(made) = table.column_mut(index) else { continue };
-        made.set_padding((0, 2));
-        if column.right {
-            made.set_cell_alignment(CellAlignment::Right);
+    let rows = rows.into_iter().map(|row| row.iter().map(|cell| plain(cell)).collect());
+    let lines: Vec<Vec<String>> = titles.into_iter().chain(rows).collect();
+    let width = |index: usize| lines.iter().map(|line| line[index].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let mut text = String::new();
+    for line in &lines {
+        for ((cell, column), width) in line.iter().zip(columns).zip(&widths) {
+            let blanks = width - cell.chars().count();
+            let (before, after) = if column.right { (blanks, 0) } else { (0, blanks) };
+            text.extend(std::iter::repeat_n(' ', before));
+            text.push_str(cell);
+            text.extend(std::iter::repeat_n(' ', after + 2));
         }
-        made.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(1)));
+        text.truncate(text.trim_end_matches(' ').len());
+        text.push('\n');
     }
-    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    text
 }
 
 /// Text without what a terminal would obey: control characters become `?`.

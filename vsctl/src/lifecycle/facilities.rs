@@ -236,10 +236,12 @@ impl FacilityStep {
                 before.iter().rev().try_for_each(|change| Ok(sysctl.take_back(change)?))
             }
             Self::View { directory } => {
-                if !directory.join("pid").exists() && !kernel::mount::is_mount_point(&directory.join("mount"))? {
-                    return Ok(());
-                }
-                run(world.site, "stop", directory)
+                let is_mounted = match kernel::mount::is_mount_point(&directory.join("mount")) {
+                    Ok(is_mounted) => is_mounted,
+                    // Killed before it had made its directory; any other error is that of a dead mount.
+                    Err(error) => error.kind() != io::ErrorKind::NotFound,
+                };
+                if is_mounted || directory.join("pid").exists() { run(world.site, "stop", directory) } else { Ok(()) }
             }
         }
     }
