@@ -159,6 +159,20 @@ impl<'s> Running<'s> {
         Ok(self.server)
     }
 
+    /// Waits until a guest with systemd has booted, and returns what it says of itself: `running` or `degraded`.
+    pub fn booted(&self) -> Result<String> {
+        eventually(&format!("the end of the boot of {}", self.name), GUEST_LIMIT, || {
+            let call = self.site.vsctl(["exec", &self.name, "--", "systemctl", "is-system-running"]);
+            let said = call.run().ok()?.text();
+            ["running", "degraded"].contains(&&*said).then_some(said)
+        })
+    }
+
+    /// Waits until its own commands for power can be used: systemd's ask the guest's bus.
+    pub fn obeys(&self) -> Result<()> {
+        self.until("! test -x /bin/systemctl || systemctl list-jobs >/dev/null 2>&1")
+    }
+
     /// Runs a command inside, whatever its exit status.
     pub fn exec(&self, command: &[&str]) -> Result<Finished> {
         self.site.run(["exec", &self.name, "--"].iter().chain(command))

@@ -252,9 +252,9 @@ fn the_load_is_its_own(site: &Site) -> Result<()> {
 
 fn systemd_boots_to_running(site: &Site) -> Result<()> {
     let server = site.template("debian-13")?.server("web1").start()?;
-    let done = server.exec(&["systemctl", "is-system-running", "--wait"])?;
+    let state = server.booted()?;
     let failed = server.exec(&["systemctl", "--failed", "--no-legend", "--plain"])?;
-    ensure!(done.text() == "running", "it is {}:\n{failed}", done.text());
+    ensure!(state == "running", "it is {state}:\n{failed}");
     let journal = server.sh("journalctl -b --no-pager | wc -l")?;
     ensure!(journal.parse::<u32>()? > 10, "the journal has {journal} lines");
     server.sh("systemctl is-active systemd-journald")?;
@@ -267,7 +267,7 @@ fn systemd_boots_to_running(site: &Site) -> Result<()> {
 fn sshd_answers(site: &Site) -> Result<()> {
     use std::{io::Read, net::TcpStream};
     let server = site.template("debian-13")?.server("web1").start()?;
-    server.exec(&["systemctl", "is-system-running", "--wait"])?;
+    server.booted()?;
     let address = std::net::SocketAddr::new(server.ipv4()?.parse()?, 22);
     let banner = system_tests::command::eventually("a banner of sshd", system_tests::server::GUEST_LIMIT, || {
         let mut stream = TcpStream::connect(address).ok()?;

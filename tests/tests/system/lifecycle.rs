@@ -444,6 +444,7 @@ fn reboot_from_inside_keeps_address_and_data(site: &Site, template: &str) -> Res
     let server = site.template(template)?.server("web1").start()?;
     server.sh("echo kept >/root/data")?;
     let (init, address) = (server.init_pid()?, server.ipv4()?);
+    server.obeys()?;
     site.run(["exec", "web1", "--", "reboot"])?;
     server.next_init(init)?;
     ensure!(server.ipv4()? == address, "{} became {}", address, server.ipv4()?);
@@ -455,12 +456,14 @@ fn reboot_from_inside_keeps_address_and_data(site: &Site, template: &str) -> Res
 
 fn poweroff_from_inside_stops_it(site: &Site, template: &str) -> Result<()> {
     let server = site.template(template)?.server("web1").start()?;
+    server.obeys()?;
     site.run(["exec", "web1", "--", "poweroff"])?;
     server.reaches("stopped")
 }
 
 fn halt_from_inside_stops_it(site: &Site, template: &str) -> Result<()> {
     let server = site.template(template)?.server("web1").start()?;
+    server.obeys()?;
     site.run(["exec", "web1", "--", "halt"])?;
     server.reaches("stopped")
 }

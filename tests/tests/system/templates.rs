@@ -164,9 +164,9 @@ fn personalised_again_at_each_start_it_stays_the_same(site: &Site) -> Result<()>
 
 fn debian_12_boots_to_running(site: &Site) -> Result<()> {
     let server = site.template("debian-12")?.server("web1").start()?;
-    let done = server.exec(&["systemctl", "is-system-running", "--wait"])?;
+    let state = server.booted()?;
     let failed = server.exec(&["systemctl", "--failed", "--no-legend", "--plain"])?;
-    ensure!(done.text() == "running", "it is {}:\n{failed}", done.text());
+    ensure!(state == "running", "it is {state}:\n{failed}");
     ensure!(server.file("/etc/debian_version")?.starts_with("12"));
     Ok(())
 }
