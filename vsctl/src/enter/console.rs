@@ -2,9 +2,10 @@
 //!
 //! Unlike a session it enters nothing: it is the serial line of a machine, there before anybody has logged in.
 
-use std::fs::File;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use nix::libc;
@@ -56,11 +57,14 @@ pub fn run(site: &Site, name: &Name, options: Options) -> Result<i32> {
     }
     let signals = Signals::block(true)?;
     loop {
-        let stream = match attach(site, name, options, &signals)? {
-            Ok(stream) => stream,
-            Err(signal) => return Ok(128 + signal),
+        let (stream, missed) = match attach(site, name, options, &signals)? {
+            Waited::Attached { stream, logged_bytes } => (stream, logged_bytes),
+            Waited::Signal(signal) => return Ok(128 + signal),
         };
         eprintln!("vsctl: {} of '{name}'; ^a q detaches", called(options.number));
+        if let Some(from) = missed.filter(|_| options.number == 0) {
+            print_from(&monitor::log_file(site, name), from)?;
+        }
         let end = talk(site, name, options.number, stream, &signals)?;
         match end {
             End::Detached => eprintln!("\nvsctl: detached from '{name}'"),
@@ -80,13 +84,22 @@ fn called(number: usize) -> String {
     }
 }
 
-/// The connection, or the signal that ended the waiting for it.
-fn attach(site: &Site, name: &Name, options: Options, signals: &Signals) -> Result<std::result::Result<Attached, i32>> {
-    let mut is_told = false;
+/// What came of waiting for a console.
+enum Waited {
+    /// The connection; and when it had to be waited for, how long the log was before.
+    Attached {
+        stream: Attached,
+        logged_bytes: Option<u64>,
+    },
+    Signal(i32),
+}
+
+fn attach(site: &Site, name: &Name, options: Options, signals: &Signals) -> Result<Waited> {
+    let mut logged_bytes = None;
     let mut left = None;
     loop {
         let refused = match monitor::attach(site, name, options.number) {
-            Ok(stream) => return Ok(Ok(stream)),
+            Ok(stream) => return Ok(Waited::Attached { stream, logged_bytes }),
             Err(error) if exit_of(&error) == Exit::NotRunning => error,
             Err(error) => return Err(error),
         };
@@ -99,12 +112,13 @@ fn attach(site: &Site, name: &Name, options: Options, signals: &Signals) -> Resu
             _ if !options.wait => return Err(refused),
             _ => left = None,
         }
-        if options.wait && left.is_none() && !is_told {
+        if options.wait && left.is_none() && logged_bytes.is_none() {
             eprintln!("vsctl: waiting for '{name}'");
-            is_told = true;
+            let log = fs::metadata(monitor::log_file(site, name));
+            logged_bytes = Some(log.map_or(0, |found| found.len()));
         }
         if let Some(signal) = signals.within(LOOK_AGAIN_MS).filter(|signal| *signal != libc::SIGWINCH) {
-            return Ok(Err(signal));
+            return Ok(Waited::Signal(signal));
         }
     }
 }
@@ -170,6 +184,17 @@ impl Keys {
         *typed = passed;
         stays
     }
+}
+
+/// Prints what was logged after the first `from` bytes: what the console has shown between the start and the attaching.
+/// Read after the attaching, so that nothing is lost; what comes just then may be shown twice.
+fn print_from(log: &Path, from: u64) -> Result<()> {
+    let Ok(mut file) = File::open(log) else { return Ok(()) };
+    // A shorter one was begun anew.
+    let length = file.metadata().map_or(0, |found| found.len());
+    file.seek(SeekFrom::Start(if length < from { 0 } else { from })).context("look into the console's log")?;
+    io::copy(&mut file, &mut io::stdout().lock()).context("print the console's log")?;
+    io::stdout().flush().context("write to standard output")
 }
 
 /// Prints what the console's log holds, the older file first.
