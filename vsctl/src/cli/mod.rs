@@ -190,9 +190,8 @@ fn finish(outcome: Result<i32>) -> ExitCode {
 
 /// Prints an error and what belongs to it, once.
 pub fn print_error(error: &anyhow::Error) {
-    let outcome = error.downcast_ref::<Outcome>().map(ToString::to_string);
-    let chain = error.chain().map(ToString::to_string).filter(|cause| Some(cause) != outcome.as_ref());
-    eprintln!("vsctl: {}", chain.collect::<Vec<_>>().join(": "));
+    let (sentence, outcome) = Outcome::apart(error);
+    eprintln!("vsctl: {sentence}");
     if let Some(outcome) = outcome {
         eprintln!("  {outcome}");
     }

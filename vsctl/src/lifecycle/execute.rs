@@ -57,6 +57,15 @@ pub fn run(plan: &str, number: usize, steps: &[Step], host: &mut dyn Host, journ
 #[derive(Debug)]
 pub struct Outcome(pub String);
 
+impl Outcome {
+    /// The sentence of `error`, cause after cause, and apart from it what became of the finished steps.
+    pub fn apart(error: &anyhow::Error) -> (String, Option<String>) {
+        let outcome = error.downcast_ref::<Self>().map(ToString::to_string);
+        let causes = error.chain().map(ToString::to_string).filter(|cause| Some(cause) != outcome.as_ref());
+        (causes.collect::<Vec<_>>().join(": "), outcome)
+    }
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(&self.0)

@@ -118,6 +118,7 @@ struct Report {
     /// 0, or the exit code of the failure.
     exit: u8,
     message: String,
+    outcome: Option<String>,
     hint: Option<String>,
 }
 
@@ -174,7 +175,11 @@ impl Starting {
                 Some(hint) => failure.hint(hint),
                 None => failure,
             };
-            return Err(anyhow!(failure).context(failed()));
+            let error = anyhow!(failure).context(failed());
+            return Err(match report.outcome {
+                Some(outcome) => error.context(execute::Outcome(outcome)),
+                None => error,
+            });
         }
         match self.until {
             Until::Ready => wait_ready(site, &self.name),
@@ -200,12 +205,12 @@ fn child(site: &Site, boot: &BootPlan, steps: &[Step], mut told: File, lock: ker
     let name = boot.server.name.clone();
     let outcome = process::new_session().map_err(Into::into).and_then(|()| run(site, boot.clone(), steps));
     let report = match &outcome {
-        Ok(_) => Report { exit: 0, message: String::new(), hint: None },
-        Err(error) => Report {
-            exit: failure::exit_of(error) as u8,
-            message: format!("{error:#}"),
-            hint: failure::hint_of(error).map(ToOwned::to_owned),
-        },
+        Ok(_) => Report { exit: 0, message: String::new(), outcome: None, hint: None },
+        Err(error) => {
+            let (message, outcome) = execute::Outcome::apart(error);
+            let hint = failure::hint_of(error).map(ToOwned::to_owned);
+            Report { exit: failure::exit_of(error) as u8, message, outcome, hint }
+        }
     };
     drop(lock);
     // A command that is gone does not want to know.
