@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::Result;
-use system_tests::{command::Invocation, site::Site};
+use system_tests::{
+    command::Invocation,
+    site::{self, Site},
+};
 
 /// The limits that every measured server has, ours and theirs.
 pub const MEMORY: &str = "128M";
@@ -19,6 +22,7 @@ pub struct Ours(Site);
 impl Ours {
     /// Makes it.
     pub fn new() -> Result<Self> {
+        site::sweep();
         let ours = Self(Site::new()?);
         ours.call(&["template", "build", "busybox"])?;
         Ok(ours)

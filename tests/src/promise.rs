@@ -99,6 +99,9 @@ pub fn run(promises: Vec<Promise>) -> ExitCode {
         eprintln!("{error:#}");
         return ExitCode::FAILURE;
     }
+    if !arguments.list {
+        site::sweep();
+    }
     let trials = promises.into_iter().map(Promise::into_trial).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     site::remove_shared_templates();

@@ -18,7 +18,6 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tempfile::TempDir;
 
 use crate::{
     command::{Finished, Invocation},
@@ -29,12 +28,14 @@ use crate::{
 
 /// Put into the environment of every command; a guest that can read it has the host's environment.
 pub const SECRET: (&str, &str) = ("VSOS_TEST_SECRET", "a-word-that-only-the-host-knows");
+/// How the names of sites begin.
+const PREFIX: &str = "vsos-site-";
 /// A distribution is unpacked and configured from a mirror: minutes on a slow one.
 const TEMPLATE_LIMIT: Duration = Duration::from_secs(900);
 
 /// An installation that exists for one promise.
 pub struct Site {
-    directory: TempDir,
+    root: PathBuf,
     programs: PathBuf,
     transcript: Mutex<Vec<String>>,
 }
@@ -42,21 +43,26 @@ pub struct Site {
 impl Site {
     /// An empty installation.
     pub fn new() -> Result<Self> {
-        let place = std::env::var_os("VSOS_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
-        Self::below(Path::new(&place))
+        Self::below(&place())
     }
 
     /// An empty installation below `place`: a file system of the promise's choice.
     pub fn below(place: &Path) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("site-").tempdir_in(place).context("make a site")?;
+        // The pid tells a later run whether this one is over.
+        let prefix = format!("{PREFIX}{}-", std::process::id());
+        let directory = tempfile::Builder::new().prefix(&prefix).tempdir_in(place).context("make a site")?;
         // As open as the real directories are: a server's root has to pass through as nobody.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).context("open the site")?;
-        Ok(Self { directory, programs: programs()?, transcript: Mutex::default() })
+        Self::at(directory.keep())
+    }
+
+    fn at(root: PathBuf) -> Result<Self> {
+        Ok(Self { root, programs: programs()?, transcript: Mutex::default() })
     }
 
     /// Its `VSOS_ROOT`.
     pub fn root(&self) -> &Path {
-        self.directory.path()
+        &self.root
     }
 
     /// The four digits in its global names.
@@ -206,6 +212,33 @@ fn shortened(text: &str) -> String {
     let more = text.lines().count().saturating_sub(LINES);
     let head: String = text.lines().take(LINES).map(|line| format!("{line}\n")).collect();
     if more > 0 { format!("{head}  ({more} more lines)\n") } else { head }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        // Never through a mount: it may lead to files that are not the site's. What stays is found by the next run.
+        if self.leftovers().of("mount").next().is_none() {
+            let _ = fs::remove_dir_all(&self.root);
+        }
+    }
+}
+
+/// Removes what runs that were killed have left.
+pub fn sweep() {
+    for entry in fs::read_dir(place()).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            if let Ok(site) = Site::at(entry.path()) {
+                site.scrub();
+            }
+        }
+    }
+}
+
+/// The directory for sites: `VSOS_TEST_DIR`, else one that is on a disk and stays open to all.
+fn place() -> PathBuf {
+    std::env::var_os("VSOS_TEST_DIR").unwrap_or_else(|| "/var/tmp".into()).into()
 }
 
 /// Where the three programs are: `VSOS_PROGRAMS`, else the release directory of this tree.
