@@ -99,6 +99,11 @@ pub fn run(promises: Vec<Promise>) -> ExitCode {
         eprintln!("{error:#}");
         return ExitCode::FAILURE;
     }
+    let turn = if arguments.list { Ok(None) } else { site::take_turn().map(Some) };
+    if let Err(error) = &turn {
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
+    }
     if !arguments.list {
         site::sweep();
     }

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
-    fs,
+    fs::{self, File},
     os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::{
+    fcntl::{Flock, FlockArg},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -234,6 +235,24 @@ pub fn sweep() {
             }
         }
     }
+}
+
+/// Waits until no other run compares all of the host, and keeps others waiting until it is dropped.
+///
+/// Runs that compare only what is their own (`VSOS_TEST_HOST=shared`) may go on side by side.
+pub fn take_turn() -> Result<Flock<File>> {
+    let path = place().join("vsos-site.lock");
+    let file =
+        || File::options().create(true).append(true).open(&path).with_context(|| format!("open {}", path.display()));
+    let (at_once, waiting) = match std::env::var("VSOS_TEST_HOST").as_deref() {
+        Ok("shared") => (FlockArg::LockSharedNonblock, FlockArg::LockShared),
+        _ => (FlockArg::LockExclusiveNonblock, FlockArg::LockExclusive),
+    };
+    if let Ok(turn) = Flock::lock(file()?, at_once) {
+        return Ok(turn);
+    }
+    eprintln!("another run of the system tests is at work on this host: waiting for its end");
+    Flock::lock(file()?, waiting).map_err(|(_, errno)| anyhow!("lock {}: {errno}", path.display()))
 }
 
 /// The directory for sites: `VSOS_TEST_DIR`, else one that is on a disk and stays open to all.
