@@ -8,7 +8,9 @@ set -eu
 programs=${VSOS_PROGRAMS:?run this by make demo or make demo-clean}
 vsctl=$programs/vsctl
 # VSOS_ROOT moves an installation; the demo's note moves with it.
-note=${VSOS_ROOT:-}/var/lib/vsos/made-by-demo
+state=${VSOS_ROOT:-}/var/lib/vsos
+runtime=${VSOS_ROOT:-}/run/vsos
+note=$state/made-by-demo
 template=busybox
 servers="demo1 demo2"
 
@@ -74,6 +76,8 @@ make_server() {
 
 show() {
     [ "$(id -u)" = 0 ] || fail "run as root: only root makes virtual servers"
+    # An installation that nobody had before goes with the demo.
+    [ -e "$state" ] || remember installation
     say "A template: the root that servers are made from"
     make_template
     say "Two servers of 128 MiB and one CPU each"
@@ -121,12 +125,10 @@ clean() {
         # Refused while a server that is not the demo's uses it; then it stays with its user.
         run template remove "$template" || echo "demo: the template stays: a server uses it" >&2
     fi
+    if made installation && [ -z "$("$vsctl" list -a -H)$(ls "$state/templates" 2>/dev/null)" ]; then
+        rm -rf --one-file-system "$state" "$runtime"
+    fi
     rm -f "$note"
-    # Only what is empty: others may have servers here.
-    for directory in servers templates ids journal; do
-        rmdir "$(dirname "$note")/$directory" 2>/dev/null || true
-    done
-    rmdir "$(dirname "$note")" 2>/dev/null || true
 }
 
 case ${1:-} in

@@ -40,7 +40,9 @@ fn the_demo_runs_twice_and_cleans_up(site: &Site) -> Result<()> {
         site.keep(demo(site, "clean")?)?.success()?;
     }
     ensure!(site.servers().is_empty(), "{:?}", site.servers());
-    ensure!(!site.path("var/lib/vsos/templates/busybox").exists(), "the demo's template is still there");
+    for directory in ["var/lib/vsos", "run/vsos"] {
+        ensure!(!site.path(directory).exists(), "the demo's {directory} is still there");
+    }
     Ok(())
 }
 
