@@ -2,11 +2,9 @@
 //!
 //! Unlike a session it enters nothing: it is the serial line of a machine, there before anybody has logged in.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::libc;
@@ -25,11 +23,6 @@ use crate::store;
 const LOOK_AGAIN_MS: u16 = 50;
 /// How often a new monitor is asked until it answers: two seconds.
 const ADOPTION_TRIES: u32 = 40;
-
-/// How soon the monitor tells what it has logged.
-const TOLD_WITHIN: Duration = Duration::from_millis(20);
-/// Most bytes that are compared with the log.
-const MOST_TOLD_BYTES: usize = 64 << 10;
 
 /// The key before a command of ours: ^a.
 const ESCAPE: u8 = 0x01;
@@ -63,14 +56,11 @@ pub fn run(site: &Site, name: &Name, options: Options) -> Result<i32> {
     }
     let signals = Signals::block(true)?;
     loop {
-        let (stream, missed) = match attach(site, name, options, &signals)? {
-            Waited::Attached { stream, logged_bytes } => (stream, logged_bytes),
-            Waited::Signal(signal) => return Ok(128 + signal),
+        let stream = match attach(site, name, options, &signals)? {
+            Ok(stream) => stream,
+            Err(signal) => return Ok(128 + signal),
         };
         eprintln!("vsctl: {} of '{name}'; ^a q detaches", called(options.number));
-        if let Some(from) = missed.filter(|_| options.number == 0) {
-            catch_up(&monitor::log_file(site, name), from, &stream)?;
-        }
         let end = talk(site, name, options.number, stream, &signals)?;
         match end {
             End::Detached => eprintln!("\nvsctl: detached from '{name}'"),
@@ -90,22 +80,13 @@ fn called(number: usize) -> String {
     }
 }
 
-/// What came of waiting for a console.
-enum Waited {
-    /// The connection; and when it had to be waited for, how long the log was before.
-    Attached {
-        stream: Attached,
-        logged_bytes: Option<u64>,
-    },
-    Signal(i32),
-}
-
-fn attach(site: &Site, name: &Name, options: Options, signals: &Signals) -> Result<Waited> {
-    let mut logged_bytes = None;
+/// The connection, or the signal that ended the waiting for it.
+fn attach(site: &Site, name: &Name, options: Options, signals: &Signals) -> Result<std::result::Result<Attached, i32>> {
+    let mut is_told = false;
     let mut left = None;
     loop {
         let refused = match monitor::attach(site, name, options.number) {
-            Ok(stream) => return Ok(Waited::Attached { stream, logged_bytes }),
+            Ok(stream) => return Ok(Ok(stream)),
             Err(error) if exit_of(&error) == Exit::NotRunning => error,
             Err(error) => return Err(error),
         };
@@ -118,13 +99,12 @@ fn attach(site: &Site, name: &Name, options: Options, signals: &Signals) -> Resu
             _ if !options.wait => return Err(refused),
             _ => left = None,
         }
-        if options.wait && left.is_none() && logged_bytes.is_none() {
+        if options.wait && left.is_none() && !is_told {
             eprintln!("vsctl: waiting for '{name}'");
-            let log = fs::metadata(monitor::log_file(site, name));
-            logged_bytes = Some(log.map_or(0, |found| found.len()));
+            is_told = true;
         }
         if let Some(signal) = signals.within(LOOK_AGAIN_MS).filter(|signal| *signal != libc::SIGWINCH) {
-            return Ok(Waited::Signal(signal));
+            return Ok(Err(signal));
         }
     }
 }
@@ -192,36 +172,6 @@ impl Keys {
     }
 }
 
-/// Prints what was logged after the first `from` bytes: what the console has shown between the start and the attaching.
-///
-/// Read after the attaching, so that nothing is lost; what was logged and has come here, too, is printed once.
-fn catch_up(log: &Path, from: u64, mut stream: &Attached) -> Result<()> {
-    let mut logged = Vec::new();
-    if let Ok(mut file) = File::open(log) {
-        // A shorter one was begun anew.
-        let length = file.metadata().map_or(0, |found| found.len());
-        file.seek(SeekFrom::Start(if length < from { 0 } else { from })).context("look into the console's log")?;
-        file.read_to_end(&mut logged).context("read the console's log")?;
-    }
-    // The monitor logs first and then tells: what was read in the log is here in a moment.
-    stream.set_read_timeout(Some(TOLD_WITHIN)).context("use the console with a time-out")?;
-    let mut told = Vec::new();
-    let mut piece = [0u8; 4096];
-    while told.len() < MOST_TOLD_BYTES {
-        // The end is met again by whoever reads next.
-        let Ok(length @ 1..) = stream.read(&mut piece) else { break };
-        told.extend(&piece[..length]);
-    }
-    let mut out = io::stdout().lock();
-    let printed = out.write_all(&logged).and_then(|()| out.write_all(&told[overlap(&logged, &told)..]));
-    printed.and_then(|()| out.flush()).context("write to standard output")
-}
-
-/// How many bytes at the end of `one` are the first of `other`.
-fn overlap(one: &[u8], other: &[u8]) -> usize {
-    (0..=one.len().min(other.len())).rev().find(|length| one.ends_with(&other[..*length])).unwrap_or(0)
-}
-
 /// Prints what the console's log holds, the older file first.
 ///
 /// # Errors
@@ -270,15 +220,6 @@ mod tests {
     fn escape_a_is_the_escape_itself() {
         assert_eq!(typed(&["\u{1}aq"]), ("\u{1}q".into(), true));
         assert_eq!(typed(&["\u{1}", "a", "q"]), ("\u{1}q".into(), true));
-    }
-
-    #[test]
-    fn what_the_log_had_is_not_shown_again() {
-        assert_eq!(overlap(b"boot\nlogin:", b"login: x"), 6);
-        assert_eq!(overlap(b"boot", b"boot"), 4);
-        assert_eq!(overlap(b"boot", b"login"), 0);
-        assert_eq!(overlap(b"", b"login"), 0);
-        assert_eq!(overlap(b"boot", b""), 0);
     }
 
     #[test]
