@@ -33,7 +33,8 @@ promises![
     two_creates_of_one_name_at_once,
     a_killed_monitor_harms_no_server,
     a_killed_init_is_an_orderly_stop,
-    a_killed_fuse_worker_is_not_noticed
+    a_killed_fuse_worker_is_not_noticed,
+    a_dead_fuse_overlay_is_put_back_into_running_servers
 ];
 
 /// No plan is that long: a loop that gets there does not end by itself.
@@ -424,5 +425,19 @@ fn a_killed_fuse_worker_is_not_noticed(site: &Site) -> Result<()> {
     ensure!(total()? == "65536");
     let next = site.ok(["exec", "web1", "--", "uptime"])?;
     ensure!(!next.text().is_empty());
+    Ok(())
+}
+
+fn a_dead_fuse_overlay_is_put_back_into_running_servers(site: &Site) -> Result<()> {
+    let server = site.template("busybox")?.server("web1").with("--memory 64M").start()?;
+    let init = server.init_pid()?;
+    for pid in processes(site, "lxcfs-fuse", "") {
+        // The worker ends with its supervisor.
+        let _ = kill_hard(pid);
+    }
+    server.sh_fails("cat /proc/meminfo")?;
+    site.ok(["doctor", "--fix"])?;
+    ensure!(server.sh("awk '/^MemTotal/ { print $2 }' /proc/meminfo")? == "65536");
+    ensure!(server.init_pid()? == init, "the server was restarted");
     Ok(())
 }

@@ -20,7 +20,7 @@ use crate::lifecycle::files::FilesStep;
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::step::Step;
 use crate::lifecycle::world::World;
-use crate::lifecycle::{create, journal, stop};
+use crate::lifecycle::{create, journal, stop, view};
 use crate::monitor;
 use crate::name::Name;
 use crate::site::Site;
@@ -184,15 +184,18 @@ impl Round<'_> {
         }
     }
 
-    /// Servers whose files of /proc are of an overlay that died: a new one serves only those that start after it.
+    /// Servers whose files of /proc are of an overlay that died: the new one's are put in their place.
     fn views_of_servers(&mut self) -> Result<()> {
         for name in store::names(self.site)? {
             let Some(status) = state::status(self.site, &name) else { continue };
             let file = PathBuf::from(format!("/proc/{}/root/proc/meminfo", status.pid));
             if let Err(error) = trial::read(&file) {
                 let detail = format!("its /proc is served no more: {error:#}");
-                let finding = Finding::new(Verdict::Left, format!("server {name}"), detail);
-                self.findings.push(finding.remedy(format!("vsctl restart {name}")));
+                let id = store::load_record(self.site, &name)?.id;
+                self.left(format!("server {name}"), &detail, |round| {
+                    view::reattach(round.site, id, status.pid)?;
+                    trial::read(&file).context("it is still not served")
+                });
             }
         }
         Ok(())

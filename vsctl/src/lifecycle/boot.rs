@@ -11,6 +11,7 @@ use kernel::mount::{Attributes, Tree};
 
 use super::nodes;
 use super::stage::{self, Stage};
+use super::view;
 use super::world::World;
 use crate::monitor::Running;
 use crate::site::Site;
@@ -128,10 +129,8 @@ fn host_mounts(site: &Site, plan: &BootPlan, stage: &Stage) -> Result<Vec<Prepar
     for (number, path) in nodes::paths(&plan.server).iter().enumerate() {
         mounts.push(as_it_is(&nodes.join(number.to_string()), path)?);
     }
-    let view = site.lxcfs().join(format!("mount/{}", plan.server.record.id));
-    for file in view_files(site)? {
-        mounts.push(as_it_is(&view.join(&file), &Path::new("/").join(&file))?);
-    }
+    let views = view::mounts(site, plan.server.record.id)?;
+    mounts.extend(views.into_iter().map(|(tree, target)| Prepared { tree, target, kind: MountKind::File }));
     if plan.init == OWN_INIT {
         mounts.push(Prepared { tree: vsinit(site)?, target: "/sbin/vsinit".into(), kind: MountKind::File });
     }
@@ -160,13 +159,6 @@ fn user_bind(bind: &Bind, stage: &Stage, privileged: bool) -> Result<Prepared> {
     tree.set_attributes(attributes, false)?;
     let kind = if found.is_dir() { MountKind::Directory } else { MountKind::File };
     Ok(Prepared { tree, target: bind.target.clone(), kind })
-}
-
-/// The files that the FUSE overlay serves, relative to the root.
-fn view_files(site: &Site) -> Result<Vec<PathBuf>> {
-    let list = site.lxcfs().join("files");
-    let text = std::fs::read_to_string(&list).with_context(|| format!("read {}", list.display()))?;
-    Ok(text.lines().filter(|line| !line.is_empty()).map(PathBuf::from).collect())
 }
 
 fn handover(plan: &BootPlan, mounts: &[Prepared]) -> Handover {

@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use kernel::cgroup::Controller;
+use kernel::mount::Tree;
+use kernel::namespace::{self, Kinds};
+use kernel::process::{self, CloneOptions, Fork};
 use serde::{Deserialize, Serialize};
 
 use super::step::Step;
@@ -96,6 +100,58 @@ impl ViewStep {
             _ => Ok(()),
         }
     }
+}
+
+/// The files that the FUSE overlay serves, relative to the root.
+///
+/// # Errors
+/// When it has not been started.
+pub fn files(site: &Site) -> Result<Vec<PathBuf>> {
+    let list = site.lxcfs().join("files");
+    let text = fs::read_to_string(&list).with_context(|| format!("read {}", list.display()))?;
+    Ok(text.lines().filter(|line| !line.is_empty()).map(PathBuf::from).collect())
+}
+
+/// A mount of each file for server `id`, with its path inside.
+///
+/// # Errors
+/// When the overlay does not serve it.
+pub fn mounts(site: &Site, id: u32) -> Result<Vec<(Tree, PathBuf)>> {
+    let view = site.lxcfs().join(format!("mount/{id}"));
+    let mount = |file: PathBuf| Ok((Tree::clone_of(&view.join(&file))?, Path::new("/").join(&file)));
+    files(site)?.into_iter().map(mount).collect()
+}
+
+/// Puts the files of a new overlay in the place of a dead one's, in the running server whose init is `pid`.
+///
+/// # Errors
+/// When the new overlay does not serve the server, or its mount namespace cannot be entered.
+pub fn reattach(site: &Site, id: u32, pid: i32) -> Result<()> {
+    let mounts = mounts(site, id)?;
+    let inside = namespace::open(pid, "mnt")?;
+    match process::fork(&CloneOptions::default())? {
+        Fork::Parent { pid, .. } => {
+            let status = process::status_of(pid)?;
+            if status.success() { Ok(()) } else { Err(anyhow!("the mounts inside could not be replaced: {status}")) }
+        }
+        Fork::Child => {
+            let replaced = namespace::enter(inside.as_fd(), Kinds::MOUNT).and_then(|()| replace(mounts));
+            if let Err(error) = &replaced {
+                log::error!("{:#}", anyhow!("{error}"));
+            }
+            std::process::exit(i32::from(replaced.is_err()))
+        }
+    }
+}
+
+/// In the server's mount namespace: what a guest may have put at these places is its own affair, and stays inside.
+fn replace(mounts: Vec<(Tree, PathBuf)>) -> kernel::Result<()> {
+    for (tree, target) in mounts {
+        // What lies there is dead; without one it is the file of procfs, and nothing is detached.
+        kernel::mount::detach(&target)?;
+        tree.attach(&target)?;
+    }
+    Ok(())
 }
 
 /// The host's clock since boot, suspended time included (clock_gettime(2), `CLOCK_BOOTTIME`).
