@@ -71,7 +71,7 @@ endif
 docs:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --workspace --no-deps
 
-test: setup check lab-notice programs ## set-up, check, then the system tests on this host (root); LAB=no
+test: setup check lab-notice programs ## set-up, check, then the system tests on this host (root)
 	@$(MAKE) --no-print-directory system
 
 system: ## only the system tests (root, programs built); T=part-of-a-name chooses

@@ -20,8 +20,8 @@ pub struct Args {
     /// Print what would be taken back and change nothing.
     #[arg(long)]
     plan: bool,
-    /// Print JSON.
-    #[arg(long)]
+    /// Print the plan as JSON.
+    #[arg(long, requires = "plan")]
     json: bool,
 }
 

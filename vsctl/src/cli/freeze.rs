@@ -17,8 +17,8 @@ pub struct Args {
     /// Print what would be done and change nothing.
     #[arg(long)]
     plan: bool,
-    /// Print JSON.
-    #[arg(long)]
+    /// Print the plan as JSON.
+    #[arg(long, requires = "plan")]
     json: bool,
 }
 

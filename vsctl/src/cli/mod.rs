@@ -43,7 +43,7 @@ use crate::lifecycle::execute::Outcome;
 use crate::site::Site;
 use output::{CLOSED_CODE, Closed};
 
-/// Provisions, runs, limits and moves virtual servers.
+/// Provisions, runs and limits virtual servers.
 #[derive(Debug, Parser)]
 #[command(name = "vsctl", version, arg_required_else_help = true, infer_subcommands = false)]
 pub struct Cli {

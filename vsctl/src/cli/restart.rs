@@ -30,8 +30,8 @@ pub struct Args {
     /// Print what would be done and change nothing.
     #[arg(long)]
     plan: bool,
-    /// Print JSON.
-    #[arg(long)]
+    /// Print the plan as JSON.
+    #[arg(long, requires = "plan")]
     json: bool,
 }
 
@@ -47,7 +47,9 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     let mut is_here = |name: &&Name| match store::load(site, name) {
         Ok(_) => true,
         Err(error) => {
-            code = crate::failure::exit_of(&error) as i32;
+            if code == 0 {
+                code = crate::failure::exit_of(&error) as i32;
+            }
             super::print_error(&error);
             false
         }
