@@ -112,13 +112,18 @@ fn enter_is_a_login_shell_with_job_control(site: &Site) -> Result<()> {
     ensure!(seen.contains("/dev/pts/") && seen.contains("at-/root"), "{seen:?}");
     // ^C ends the command and not the shell; ^Z stops it and gives the prompt back.
     terminal.send("sleep 1000\r")?;
+    terminal.expect("sleep 1000")?;
     server.until("pidof sleep")?;
     terminal.send("\u{3}")?;
+    // What is typed before the prompt is back may be flushed with the interrupt (termios(3), NOFLSH).
+    terminal.expect("# ")?;
     terminal.send("echo after-$((1+1))\r")?;
     terminal.expect("after-2")?;
     terminal.send("sleep 2000\r")?;
+    terminal.expect("sleep 2000")?;
     server.until("pidof sleep")?;
     terminal.send("\u{1a}")?;
+    terminal.expect("# ")?;
     terminal.send("jobs; echo jobs-$((1+1))\r")?;
     let seen = terminal.expect("jobs-2")?;
     ensure!(seen.contains("Stopped") || seen.contains("stopped"), "no job control: {seen:?}");

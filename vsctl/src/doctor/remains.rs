@@ -188,13 +188,13 @@ impl Round<'_> {
     fn views_of_servers(&mut self) -> Result<()> {
         for name in store::names(self.site)? {
             let Some(status) = state::status(self.site, &name) else { continue };
-            let file = PathBuf::from(format!("/proc/{}/root/proc/meminfo", status.pid));
-            if let Err(error) = trial::read(&file) {
+            let file = Path::new("/proc/meminfo");
+            if let Err(error) = trial::read_inside(status.pid, file) {
                 let detail = format!("its /proc is served no more: {error:#}");
                 let id = store::load_record(self.site, &name)?.id;
                 self.left(format!("server {name}"), &detail, |round| {
                     view::reattach(round.site, id, status.pid)?;
-                    trial::read(&file).context("it is still not served")
+                    trial::read_inside(status.pid, file).context("it is still not served")
                 });
             }
         }

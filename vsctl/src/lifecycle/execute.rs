@@ -77,24 +77,27 @@ impl fmt::Display for Outcome {
 /// # Errors
 /// The steps that still stand; they stay in the journal.
 pub fn take_back(plan: &str, host: &mut dyn Host, journal: &mut Journal) -> Result<()> {
+    let standing = journal.standing().to_vec();
     let mut left = Vec::new();
-    let mut number = 0;
-    while let Some(step) = journal.standing().last().cloned() {
-        number += 1;
+    for (index, step) in standing.iter().enumerate().rev() {
         debug!("take back: {step}");
-        if let Err(error) = fault(plan, number).and_then(|()| host.undo(&step)) {
+        if let Err(error) = fault(plan, standing.len() - index).and_then(|()| host.undo(step)) {
             warn!("take back: {step}: {error:#}");
-            left.push((step, error));
+            left.push((step.clone(), error));
+        } else if left.is_empty() {
+            // Only up to the first obstinate step: it must not be lost, and undoing the others twice is harmless.
+            journal.keep(index)?;
         }
-        // Also after a failure: an obstinate step must not keep the ones before it. It is put down again below.
-        journal.keep(journal.standing().len() - 1)?;
     }
     if left.is_empty() {
         return Ok(());
     }
     let text = left.iter().map(|(step, error)| format!("{step}: {error:#}")).collect::<Vec<_>>().join("; ");
-    let left: Vec<Step> = left.into_iter().rev().map(|(step, _)| step).collect();
-    journal.begin(&left)?;
+    let steps: Vec<Step> = left.into_iter().rev().map(|(step, _)| step).collect();
+    // Put down again before the old ones go: there is no moment at which an obstinate step is in no journal.
+    let before = journal.standing().len();
+    journal.begin(&steps)?;
+    journal.replace(before)?;
     Err(anyhow!("{text}"))
 }
 

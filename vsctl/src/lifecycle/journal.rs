@@ -8,6 +8,7 @@
 //! {"begin":{"files":{"make-directory":{…}}}}
 //! {"begin":{"group":{"make":{…}}}}
 //! {"keep":1}                                 only the first one stands now
+//! {"drop":1}                                 the first one is gone, those after it stand
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -34,6 +35,7 @@ pub enum Lasting {
 enum Event {
     Begin(Step),
     Keep(usize),
+    Drop(usize),
 }
 
 /// An open journal.
@@ -114,6 +116,18 @@ impl Journal {
         Ok(())
     }
 
+    /// Puts down that the first `count` steps are gone and only those after them stand.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn replace(&mut self, count: usize) -> Result<()> {
+        let mut text = Vec::new();
+        line(&mut text, &Event::Drop(count))?;
+        self.write(&text)?;
+        self.standing.drain(..count.min(self.standing.len()));
+        Ok(())
+    }
+
     /// Removes the file: nothing is left to take back, or what stands is to last.
     ///
     /// # Errors
@@ -166,6 +180,7 @@ fn parse(text: &str) -> Result<Vec<Step>> {
         match event {
             Event::Begin(step) => standing.push(step),
             Event::Keep(count) => standing.truncate(count),
+            Event::Drop(count) => drop(standing.drain(..count.min(standing.len()))),
         }
     }
     Ok(standing)

@@ -64,7 +64,7 @@ pub fn plan(site: &Site, server: &Server, rescue: bool) -> Result<(BootPlan, Vec
     let make = |path, mode| Step::Files(FilesStep::MakeDirectory { path, mode });
     check_volume(site, server)?;
     let mut steps = claim(site, &networks, server)?;
-    steps.extend([make(run.clone(), 0o711), make(run.join("root"), 0o755), make(run.join("nodes"), 0o755)]);
+    steps.extend([make(run.clone(), 0o700), make(run.join("root"), 0o755), make(run.join("nodes"), 0o755)]);
     steps.extend(group::plan(site, server));
     steps.push(nodes::plan(site, server));
     steps.push(view::plan(site, server));

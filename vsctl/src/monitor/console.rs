@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use kernel::pty::{Master, Size};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use super::request::{Request, ask};
 use crate::failure::{Exit, Failure};
@@ -19,6 +20,9 @@ const LOG_BYTES: u64 = 1 << 20;
 
 /// Most bytes of a console that a new viewer is shown: a screen or two.
 const BACKLOG_BYTES: usize = 4 << 10;
+
+/// Most pieces of 4 KiB that are read from a console after its server has ended.
+const DRAIN_PIECES_MAX: usize = 256;
 
 /// The log of a server's console; lasts over restarts.
 pub fn log_file(site: &Site, name: &Name) -> PathBuf {
@@ -86,7 +90,12 @@ impl Consoles {
     /// What the guest wrote before it ended.
     pub(super) fn drain(&mut self) {
         for (number, console) in self.consoles.iter_mut().enumerate() {
-            while console.show(if number == 0 { Some(&mut self.log) } else { None }) {}
+            // Bounded: something outside the server's life could go on writing.
+            for _ in 0..DRAIN_PIECES_MAX {
+                if !console.show(if number == 0 { Some(&mut self.log) } else { None }) {
+                    break;
+                }
+            }
         }
     }
 }
@@ -95,6 +104,11 @@ impl Console {
     /// Passes on one piece of what the guest wrote; false when there is none.
     fn show(&mut self, log: Option<&mut Log>) -> bool {
         let mut bytes = [0u8; 4096];
+        // Asked first: a guest can reach the same description, and make reading wait.
+        let mut polled = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
+        if !matches!(nix::poll::poll(&mut polled, PollTimeout::ZERO), Ok(1)) {
+            return false;
+        }
         let Ok(length @ 1..) = rustix::io::read(&self.master, &mut bytes) else { return false };
         let bytes = &bytes[..length];
         if let Some(log) = log {

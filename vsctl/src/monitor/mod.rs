@@ -62,9 +62,16 @@ fn lock_file(site: &Site, name: &Name) -> PathBuf {
 /// # Errors
 /// When there is one, or the file cannot be made.
 pub fn lock(site: &Site, name: &Name) -> Result<OwnedFd> {
-    let lock = kernel::lock::Flock::try_exclusive(&lock_file(site, name))?;
+    // Somebody may just be asking whether there is one, which takes the lock for a moment.
+    let attempt = |_| kernel::lock::Flock::try_exclusive(&lock_file(site, name)).transpose().or_else(pause);
+    let lock = (0..100).find_map(attempt).transpose()?;
     let lock = lock.ok_or_else(|| anyhow!("'{name}' has a monitor already"))?;
     Ok(lock.file().try_clone().context("keep the monitor's lock")?.into())
+}
+
+fn pause<T>() -> Option<T> {
+    std::thread::sleep(std::time::Duration::from_millis(1));
+    None
 }
 
 /// Whether the server has a living monitor.
@@ -159,6 +166,9 @@ pub fn main(arguments: &[String]) -> Result<i32> {
     let (name, descriptors) = arguments.split_first().context("whose monitor?")?;
     let name: Name = name.parse()?;
     let site = Site::from_environment()?;
+    // Whatever the command's caller had open is not for a process that stays.
+    let numbers = descriptors.iter().filter_map(|text| text.split_once('=')?.1.parse().ok());
+    process::close_from(3, &numbers.collect::<Vec<RawFd>>())?;
     quiet()?;
     let running = if descriptors.is_empty() { find(&site, &name)? } else { inherited(&site, &name, descriptors)? };
     Ok(watch(&site, &name, running))
@@ -260,7 +270,7 @@ pub fn watch(site: &Site, name: &Name, mut running: Running) -> i32 {
 fn after(site: &Site, name: &Name, end: End) -> Result<Option<Running>> {
     let _lock = store::lock(site, name)?;
     // Another command may have been faster, and even have started the server again.
-    if state::status(site, name).is_some() {
+    if state::status(site, name).is_some() || !state::journal_file(site, name).exists() {
         return Ok(None);
     }
     stop::recover(site, name)?;
@@ -367,7 +377,10 @@ impl<'a> Watch<'a> {
     fn hear_notify(&mut self) {
         let Some(socket) = &self.running.notify else { return };
         let mut datagram = [0u8; 4096];
-        let Ok(length) = rustix::io::read(socket, &mut datagram) else { return };
+        // The guest has the socket as well, and may have taken the datagram back.
+        let Ok((length, _)) = rustix::net::recv(socket, &mut datagram, rustix::net::RecvFlags::DONTWAIT) else {
+            return;
+        };
         if datagram[..length].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
             let _ = fs::write(self.site.server_run(self.name).join("ready"), "");
         }

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kernel::pty::Size;
@@ -9,6 +10,9 @@ use kernel::pty::Size;
 use super::{read_some, socket_file};
 use crate::name::Name;
 use crate::site::Site;
+
+/// How long a command waits for a monitor's word.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +75,9 @@ pub(super) fn ask(site: &Site, name: &Name, request: Request) -> Result<Option<U
         }
         Err(error) => return Err(error).with_context(|| format!("connect to {}", path.display())),
     };
+    // A monitor holds things of the guest's and could be made to hang: nobody waits for it for ever.
+    let patience = Some(PATIENCE);
+    stream.set_read_timeout(patience).and_then(|()| stream.set_write_timeout(patience)).context("limit the wait")?;
     stream.write_all(request.line().as_bytes()).context("talk to the monitor")?;
     if matches!(request, Request::Resize { .. }) {
         return Ok(Some(stream));
@@ -91,7 +98,7 @@ impl Handed {
     /// Waits until the monitor is gone.
     pub fn wait_gone(self) {
         if let Some(stream) = self.0 {
-            // Ends with the monitor: it says nothing more.
+            // Ends with the monitor: it says nothing more. One that hangs does no harm later: it finds its life taken back.
             let _ = BufReader::new(stream).skip_until(b'\0');
         }
     }
