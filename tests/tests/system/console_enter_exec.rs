@@ -129,7 +129,8 @@ fn enter_is_a_login_shell_with_job_control(site: &Site) -> Result<()> {
     ensure!(seen.contains("Stopped") || seen.contains("stopped"), "no job control: {seen:?}");
     terminal.send("kill -9 %1; wait; echo gone-$((1+1))\r")?;
     terminal.expect("gone-2")?;
-    terminal.send("exit\r")?;
+    // Twice: ash may not have noticed yet that its stopped job is gone, and then warns first.
+    terminal.send("exit\rexit\r")?;
     terminal.finish()?;
     Ok(())
 }
