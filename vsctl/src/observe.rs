@@ -204,7 +204,7 @@ pub fn tend(site: &Site, name: &Name) {
     if monitor::is_alive(site, name) {
         return;
     }
-    if let Err(error) = monitor::adopt(site, name) {
+    if let Err(error) = monitor::adopt(name) {
         log::warn!("'{name}' has no monitor, and none can be made: {error:#}");
     }
 }

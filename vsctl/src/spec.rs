@@ -194,17 +194,9 @@ pub fn unknown(key: &str, exit: Exit, place: &str) -> Failure {
     let failure = Failure::new(exit, format!("{place}unknown key '{key}'"));
     match nearest(key) {
         Some(known) => failure.hint(format!("did you mean '{known}'?")),
-        None => failure.hint(format!("the keys are {}", KEYS.map_names().join(", "))),
-    }
-}
-
-trait Names {
-    fn map_names(&self) -> Vec<&'static str>;
-}
-
-impl Names for [(&'static str, Form, Applies, &'static str)] {
-    fn map_names(&self) -> Vec<&'static str> {
-        self.iter().map(|(name, ..)| *name).collect()
+        None => {
+            failure.hint(format!("the keys are {}", KEYS.iter().map(|(key, ..)| *key).collect::<Vec<_>>().join(", ")))
+        }
     }
 }
 

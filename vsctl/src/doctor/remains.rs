@@ -395,7 +395,7 @@ impl Round<'_> {
 
 /// Puts a monitor beside a server and waits until it is there.
 fn adopt(site: &Site, name: &Name) -> Result<()> {
-    monitor::adopt(site, name)?;
+    monitor::adopt(name)?;
     for _ in 0..200 {
         if monitor::is_alive(site, name) || state::status(site, name).is_none() {
             return Ok(());

@@ -91,7 +91,7 @@ fn attach(site: &Site, name: &Name, options: Options, signals: &Signals) -> Resu
             Err(error) => return Err(error),
         };
         if orphaned(site, name) && left.is_none() {
-            monitor::adopt(site, name)?;
+            monitor::adopt(name)?;
             left = Some(ADOPTION_TRIES);
         }
         match &mut left {

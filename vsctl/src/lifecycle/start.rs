@@ -218,7 +218,7 @@ fn child(site: &Site, boot: &BootPlan, steps: &[Step], mut told: File, lock: ker
     drop(told);
     match outcome {
         Ok(running) => {
-            let error = monitor::become_lean(site, &name, &running);
+            let error = monitor::become_lean(&name, &running);
             log::error!("the monitor of '{name}' goes on as it is: {error:#}");
             monitor::watch(site, &name, running)
         }

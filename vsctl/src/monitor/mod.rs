@@ -10,7 +10,7 @@ mod request;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -82,23 +82,23 @@ pub fn is_alive(site: &Site, name: &Name) -> bool {
 
 /// Executes this program anew, with nothing of the start in memory, and the server's descriptors inherited.
 /// Returns only when it cannot.
-pub fn become_lean(site: &Site, name: &Name, running: &Running) -> anyhow::Error {
+pub fn become_lean(name: &Name, running: &Running) -> anyhow::Error {
     let arranged = || -> Result<Vec<CString>> {
         let mut arguments = vec!["vsctl".to_owned(), VERB.to_owned(), name.to_string()];
-        let mut hand = |label: &str, fd: &dyn AsFdRaw| -> Result<()> {
-            process::keep_across_exec(fd.borrowed())?;
-            arguments.push(format!("{label}={}", fd.borrowed().as_raw_fd()));
+        let mut hand = |label: &str, fd: BorrowedFd<'_>| -> Result<()> {
+            process::keep_across_exec(fd)?;
+            arguments.push(format!("{label}={}", fd.as_raw_fd()));
             Ok(())
         };
-        hand("pidfd", &running.pidfd)?;
+        hand("pidfd", running.pidfd.as_fd())?;
         for console in &running.consoles {
-            hand("console", console)?;
+            hand("console", console.as_fd())?;
         }
         if let Some(notify) = &running.notify {
-            hand("notify", notify)?;
+            hand("notify", notify.as_fd())?;
         }
         if let Some(lock) = &running.lock {
-            hand("lock", lock)?;
+            hand("lock", lock.as_fd())?;
         }
         arguments.into_iter().map(|text| CString::new(text).context("an argument with NUL")).collect()
     };
@@ -110,18 +110,7 @@ pub fn become_lean(site: &Site, name: &Name, running: &Running) -> anyhow::Error
         Ok(program) => program,
         Err(error) => return error,
     };
-    process::exec_path(&program, &arguments, &environment(site)).into()
-}
-
-/// Lets both owned descriptors and pidfds be handed over.
-trait AsFdRaw {
-    fn borrowed(&self) -> std::os::fd::BorrowedFd<'_>;
-}
-
-impl<T: AsFd> AsFdRaw for T {
-    fn borrowed(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.as_fd()
-    }
+    process::exec_path(&program, &arguments, &environment()).into()
 }
 
 fn own_program() -> Result<CString> {
@@ -130,7 +119,7 @@ fn own_program() -> Result<CString> {
 }
 
 /// What a monitor needs of the environment: nothing but where its site is and how much it logs.
-fn environment(_: &Site) -> Vec<CString> {
+fn environment() -> Vec<CString> {
     ["VSOS_ROOT", "RUST_LOG", "VSOS_FAULT"]
         .iter()
         .filter_map(|name| CString::new(format!("{name}={}", std::env::var(name).ok()?)).ok())
@@ -141,7 +130,7 @@ fn environment(_: &Site) -> Vec<CString> {
 ///
 /// # Errors
 /// When the process cannot be made.
-pub fn adopt(site: &Site, name: &Name) -> Result<()> {
+pub fn adopt(name: &Name) -> Result<()> {
     let options = process::CloneOptions { namespaces: kernel::namespace::Kinds::empty(), cgroup: None, sibling: false };
     match process::fork(&options)? {
         process::Fork::Parent { .. } => Ok(()),
@@ -149,7 +138,7 @@ pub fn adopt(site: &Site, name: &Name) -> Result<()> {
             let program = || -> Result<std::convert::Infallible> {
                 process::new_session()?;
                 let arguments = [c"vsctl".to_owned(), CString::new(VERB)?, CString::new(name.as_str())?];
-                Err(process::exec_path(&own_program()?, &arguments, &environment(site)).into())
+                Err(process::exec_path(&own_program()?, &arguments, &environment()).into())
             };
             let Err(error) = program();
             eprintln!("vsctl: monitor of '{name}': {error:#}");
@@ -206,13 +195,13 @@ fn inherited(site: &Site, name: &Name, descriptors: &[String]) -> Result<Running
 fn find(site: &Site, name: &Name) -> Result<Running> {
     let lock = Some(lock(site, name)?);
     let status = state::status(site, name).context("the server has ended")?;
-    let mut consoles = consoles_of(site, name, &status).unwrap_or_default();
+    let mut consoles = consoles_of(&status).unwrap_or_default();
     let notify = if consoles.len() > 1 { consoles.pop() } else { None };
     Ok(Running { pid: status.pid, pidfd: state::pidfd(&status)?, consoles, notify, lock })
 }
 
 /// The consoles that vsinit keeps. Another init has none: those of the dead monitor died with it.
-fn consoles_of(_: &Site, _: &Name, status: &state::Status) -> Result<Vec<OwnedFd>> {
+fn consoles_of(status: &state::Status) -> Result<Vec<OwnedFd>> {
     if status.init != OWN_INIT {
         return Ok(Vec::new());
     }
@@ -253,7 +242,7 @@ pub fn watch(site: &Site, name: &Name, mut running: Running) -> i32 {
         };
         match after(site, name, end) {
             Ok(Some(again)) => {
-                let error = become_lean(site, name, &again);
+                let error = become_lean(name, &again);
                 log::error!("the monitor of '{name}' goes on as it is: {error:#}");
                 running = again;
             }
