@@ -6,4 +6,4 @@
 mod device;
 mod instruction;
 
-pub use device::{DeviceKind, DeviceProgram, DeviceRule};
+pub use device::{DeviceKind, DeviceProgram, DeviceRule, LoadedDeviceProgram};

@@ -211,6 +211,22 @@ pub fn set_all(set: Set) -> Result<()> {
     rustix::thread::set_capabilities(None, sets).during("set capabilities", set)
 }
 
+/// Keeps `set` in reserve for the calling thread and those it makes, as far as it has it permitted now: nothing is effective
+/// until [`use_reserve`].
+pub fn keep_in_reserve(set: Set) -> Result<()> {
+    set_all(set)?;
+    let permitted = rustix::thread::capabilities(None).during("read", "capabilities")?.permitted;
+    let sets = CapabilitySets { effective: CapabilitySet::empty(), permitted, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).during("set capabilities", set)
+}
+
+/// Makes effective, for the calling thread alone, what is permitted.
+pub fn use_reserve() -> Result<()> {
+    let sets = rustix::thread::capabilities(None).during("read", "capabilities")?;
+    let sets = CapabilitySets { effective: sets.permitted, ..sets };
+    rustix::thread::set_capabilities(None, sets).during("use", "capabilities in reserve")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

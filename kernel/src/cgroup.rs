@@ -14,6 +14,6 @@ mod limit;
 mod usage;
 
 pub use cpuset::CpuSet;
-pub use group::Group;
+pub use group::{Group, PRESSURE};
 pub use hierarchies::{Controller, Hierarchies};
 pub use usage::Usage;

@@ -20,7 +20,6 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// [`write_atomic`] with the mode of the new file.
 pub fn write_atomic_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = temporary_beside(path)?;
     let written = write_new(&temporary, bytes, mode, true)
         .and_then(|()| std::fs::rename(&temporary, path).during("rename to", path.display()));
@@ -29,8 +28,25 @@ pub fn write_atomic_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         let _ = std::fs::remove_file(&temporary);
         return Err(error);
     }
-    let directory_file = File::open(directory).during("open directory", directory.display())?;
-    directory_file.sync_all().during("sync directory", directory.display())
+    sync_entry(path)
+}
+
+/// Makes the file `path`, which must not exist, with `bytes` and mode 0644, and brings it to the disk: only one of many who try
+/// at once succeeds, and it has what it took after a power cut as well.
+///
+/// `AlreadyExists` when somebody has it. When anything else fails there is no file.
+pub fn create_exclusive(path: &Path, bytes: &[u8]) -> Result<()> {
+    let file = open_new(path, 0o644)?;
+    fill(file, path, bytes, true).and_then(|()| sync_entry(path)).inspect_err(|_| {
+        // The first error is the one that matters.
+        let _ = std::fs::remove_file(path);
+    })
+}
+
+/// Brings the name `path`, as it is or is no longer in its directory, to the disk (fsync(2) of the directory).
+pub fn sync_entry(path: &Path) -> Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory).and_then(|directory| directory.sync_all()).during("sync directory", directory.display())
 }
 
 /// [`write_atomic`] without the two fsync: for files below /run, where a crash of the host leaves nothing anyway.
@@ -62,16 +78,23 @@ fn temporary_beside(path: &Path) -> Result<PathBuf> {
 
 /// Creates `path` exclusively with `bytes`.
 fn write_new(path: &Path, bytes: &[u8], mode: u32, sync: bool) -> Result<()> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let fd = match rustix::fs::open(path, flags, Mode::from_raw_mode(mode)) {
+    let file = match open_new(path, mode) {
         // Left by a process of the same pid that was killed in between.
-        Err(rustix::io::Errno::EXIST) => {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             std::fs::remove_file(path).during("remove", path.display())?;
-            rustix::fs::open(path, flags, Mode::from_raw_mode(mode))
+            open_new(path, mode)
         }
         other => other,
     };
-    let mut file = File::from(fd.during("create", path.display())?);
+    fill(file?, path, bytes, sync)
+}
+
+fn open_new(path: &Path, mode: u32) -> Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::from_raw_mode(mode)).map(File::from).during("create", path.display())
+}
+
+fn fill(mut file: File, path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
     file.write_all(bytes).during("write", path.display())?;
     if sync {
         file.sync_all().during("sync", path.display())?;

@@ -15,6 +15,7 @@ pub mod capability;
 pub mod cgroup;
 pub mod channel;
 pub mod file;
+pub mod fuse;
 pub mod idmap;
 pub mod keyring;
 pub mod lock;

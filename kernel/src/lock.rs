@@ -1,6 +1,7 @@
 //! Whole-file locks (flock(2)): they end with the descriptor, so with the process, however it dies.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -48,6 +49,13 @@ impl Flock {
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(errno) => Err(errno).during("lock", path.display()),
         }
+    }
+}
+
+impl From<Flock> for OwnedFd {
+    /// The locked file, for who hands the lock on: it is held until the last copy is closed.
+    fn from(lock: Flock) -> Self {
+        lock.0.into()
     }
 }
 

@@ -27,6 +27,21 @@ pub fn sealed_copy(name: &str, source: &File) -> Result<OwnedFd> {
     seal(file, name)
 }
 
+/// A file of `length` zero bytes for processes to share: its length is sealed, so that no mapping of it can lose its memory.
+pub fn shared(name: &str, length: u64) -> Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // As in `create`, and never to be executed.
+    let fd = match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create(name, flags),
+        other => other,
+    };
+    let fd = fd.during("create memory file", name)?;
+    rustix::fs::ftruncate(&fd, length).during("lengthen memory file", name)?;
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW)
+        .during("seal memory file", name)?;
+    Ok(fd)
+}
+
 /// An empty file that can be sealed.
 fn create(name: &str) -> Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;

@@ -70,6 +70,12 @@ pub fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool> {
     Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
 }
 
+/// The number in the caller's pid namespace of the thread that is `thread` in another. ESRCH: there is none, or it cannot be
+/// seen from here. ENOTTY: the kernel cannot tell (Linux before 6.11).
+pub fn thread_from(pid_namespace: BorrowedFd<'_>, thread: i32) -> Result<i32> {
+    crate::sys::pid_from_namespace(pid_namespace, thread).during("find thread of another pid namespace", thread)
+}
+
 /// Sets the clocks of the new time namespace of the caller, in nanoseconds added to the parent's clocks.
 ///
 /// Only after `unshare(TIME)` and before the first process is in it (time_namespaces(7)); later EACCES.

@@ -3,6 +3,7 @@
 //! Limit: nothing here looks a user up by name; a static program must not load the guest's NSS modules.
 
 mod fork;
+mod memory;
 mod pidfd;
 
 use std::convert::Infallible;
@@ -13,9 +14,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use nix::unistd::{Gid, Uid};
-use rustix::process::{DumpableBehavior, Pid, WaitOptions};
+use rustix::process::{DumpableBehavior, Pid, Resource, WaitOptions};
 
-pub use fork::{CloneOptions, Fork, fork};
+pub use fork::{CloneOptions, Fork, fork, wait_for_joined_threads};
+pub use memory::Memory;
 pub use pidfd::PidFd;
 
 use crate::error::{During, Error};
@@ -37,6 +39,26 @@ pub fn stat(pid: i32) -> Result<Stat> {
     let path = format!("/proc/{pid}/stat");
     let text = std::fs::read(&path).during("read", &path)?;
     parse_stat(&text).ok_or_else(|| Error::refused("parse", &path, io::ErrorKind::InvalidData, "a field is missing"))
+}
+
+/// Looks at process `pid`; `None`: the kernel knows none. A /proc that only does not show it is an error: to take that for
+/// the end of a process would be wrong.
+pub fn find(pid: i32) -> Result<Option<Stat>> {
+    let process = to_pid(pid, "look at")?;
+    let mut seen = stat(pid);
+    for is_last in [false, true] {
+        match &seen {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+            _ => break,
+        }
+        match rustix::process::test_kill_process(process) {
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            // Born between the two looks; one that stays unseen is not.
+            _ if !is_last => seen = stat(pid),
+            _ => {}
+        }
+    }
+    seen.map(Some)
 }
 
 /// The name of the program is in parentheses and may hold anything, so fields count from the last one.
@@ -92,6 +114,12 @@ pub fn set_parent_death_signal(signal: i32) -> Result<()> {
     nix::sys::prctl::set_pdeathsig(named).during("set parent death signal", signal)
 }
 
+/// The CPUs that a thread may run on, as the kernel's mask: how many bytes of `mask` it filled, which is the length of its own
+/// masks or of `mask`, whichever is less (sched_getaffinity(2)). EINVAL: `mask` is too short. ESRCH: no such thread.
+pub fn affinity(thread: i32, mask: &mut [u64]) -> Result<usize> {
+    sys::sched_getaffinity(thread, mask).during("read affinity of", format_args!("thread {thread}"))
+}
+
 /// Orphans below the caller become its children instead of init's.
 pub fn become_subreaper() -> Result<()> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).during("become", "subreaper")
@@ -133,6 +161,28 @@ pub fn reset_signals() -> Result<()> {
     nix::sys::signal::SigSet::empty().thread_set_mask().during("unblock", "signals")
 }
 
+/// Descriptors that a program of ours may want at once; what Linux gives by default.
+const DESCRIPTORS_WANTED: u64 = 1024;
+
+/// Makes the caller independent of what its parent left to it: for the first moment of a program.
+///
+/// A parent that ignores SIGCHLD would have our children reaped before we ask how they ended, blocked signals would keep
+/// us from being ended, an odd umask would close what others must read, and few descriptors would end half way. Other
+/// ignored signals stay so: that is what nohup(1) is for. Standard input, output and error are open already: Rust's
+/// start-up sees to it.
+pub fn shed_inherited() -> Result<()> {
+    sys::default_disposition(libc::SIGCHLD).during("stop ignoring", "SIGCHLD")?;
+    nix::sys::signal::SigSet::empty().thread_set_mask().during("unblock", "signals")?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    let possible = limit.maximum.map_or(DESCRIPTORS_WANTED, |most| most.min(DESCRIPTORS_WANTED));
+    if limit.current.is_some_and(|now| now < possible) {
+        limit.current = Some(possible);
+        rustix::process::setrlimit(Resource::Nofile, limit).during("raise limit of", "open files")?;
+    }
+    Ok(())
+}
+
 /// Closes every descriptor from `first` up but those in `except`.
 ///
 /// For the moment before exec or in a fresh child: a value that still owns one of them must never be used again
@@ -159,6 +209,18 @@ fn gaps(first: RawFd, except: &[RawFd]) -> Vec<(RawFd, RawFd)> {
     }
     ranges.push((from, RawFd::MAX));
     ranges
+}
+
+/// A variable for the environment of a program of ours that stays for long: the C library's allocator then keeps no freed
+/// pieces of each size at hand, which would hold whole pages that [`give_memory_back`] could give back otherwise.
+pub const SPARING: &CStr = c"GLIBC_TUNABLES=glibc.malloc.tcache_count=0";
+
+/// Gives memory that is not in use back to the kernel: whole pages that the allocator keeps for later, and those that deep
+/// calls have left below the stack. For a process that has parsed what it had to and now waits for long, and for one that
+/// is about to be forked often. Takes some microseconds.
+pub fn give_memory_back() {
+    sys::trim_heap();
+    sys::trim_stack();
 }
 
 /// Takes ownership of a descriptor that came by its number through exec, and sets close-on-exec. EBADF: it is not open.
@@ -232,6 +294,20 @@ mod tests {
         assert!(ended.has_ended && ended.status.signal() == Some(1));
         assert_eq!(parse_stat(b"17 (short) S 1"), None);
         assert!(start_time(std::process::id() as i32).unwrap() > 0);
+    }
+
+    #[test]
+    fn a_process_is_found_until_it_has_been_reaped() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id() as i32;
+        // A zombie in the end, which is still somebody.
+        while !find(pid).unwrap().unwrap().has_ended {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert_eq!(find(pid).unwrap(), None);
+        assert!(find(std::process::id() as i32).unwrap().is_some());
+        assert!(find(0).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, Termios, Winsize};
 
@@ -19,6 +19,9 @@ pub struct Size {
     pub columns: u16,
 }
 
+/// The device number of every master (Documentation/admin-guide/devices.txt).
+const PTMX: (u32, u32) = (5, 2);
+
 /// The master side of a pseudo-terminal.
 #[derive(Debug)]
 pub struct Master(OwnedFd);
@@ -31,6 +34,23 @@ impl Master {
         let fd = rustix::fs::open(&path, flags, Mode::empty()).during("open", path.display())?;
         rustix::pty::unlockpt(&fd).during("unlock pty of", path.display())?;
         Ok(Master(fd))
+    }
+
+    /// Takes a descriptor that a stranger gave for a master, when it is one.
+    ///
+    /// Asks no file system (`AT_STATX_DONT_SYNC`): a file of a stranger's FUSE mount cannot make the caller wait. It could
+    /// when it is closed: hence the descriptor comes back with the refusal.
+    pub fn recognise(fd: OwnedFd) -> std::result::Result<Master, OwnedFd> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        match rustix::fs::statx(&fd, "", flags, StatxFlags::TYPE) {
+            Ok(found)
+                if FileType::from_raw_mode(found.stx_mode.into()) == FileType::CharacterDevice
+                    && (found.stx_rdev_major, found.stx_rdev_minor) == PTMX =>
+            {
+                Ok(Master(fd))
+            }
+            _ => Err(fd),
+        }
     }
 
     /// The other side, opened without a path (`TIOCGPTPEER`): safe whatever is mounted at /dev/pts by now.
@@ -149,6 +169,17 @@ mod tests {
             master.peer_path(Path::new("/x")).unwrap(),
             Path::new("/x").join(master.number().unwrap().to_string())
         );
+    }
+
+    #[test]
+    fn only_a_master_is_recognised() {
+        let master = Master::open_in(Path::new("/dev/pts")).or_else(|_| Master::open_in(Path::new("/dev"))).unwrap();
+        let peer = master.peer().unwrap();
+        assert!(Master::recognise(master.into()).is_ok());
+        assert!(Master::recognise(peer).is_err());
+        for path in ["/dev/null", "/etc/passwd", "/proc/self/stat", "/"] {
+            assert!(Master::recognise(std::fs::File::open(path).unwrap().into()).is_err(), "{path}");
+        }
     }
 
     #[test]

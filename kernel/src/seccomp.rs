@@ -5,10 +5,14 @@
 //!
 //! The order is made for the common case: one comparison for the ABI, then a binary search that ends in "allow".
 //! Where arguments need not be read, Linux ≥ 5.11 finds that out when the filter is installed and never runs it at all.
+//!
+//! Two calls that no file system can answer for can be left to a process outside: [`Listener`].
 
 mod assemble;
 #[cfg(test)]
 mod interpret;
+mod listener;
 mod profile;
 
+pub use listener::{Abi, Answer, Call, Listener, Notification, Slot};
 pub use profile::{Filter, Profile};

@@ -107,13 +107,174 @@ pub(crate) struct ClassicInstruction {
 }
 
 /// seccomp(2) `SECCOMP_SET_MODE_FILTER` for the calling thread.
-pub(crate) fn seccomp_set_filter(program: &[ClassicInstruction], flags: libc::c_ulong) -> io::Result<()> {
+pub(crate) fn seccomp_set_filter(program: &[ClassicInstruction]) -> io::Result<()> {
+    set_filter(program, 0).map(drop)
+}
+
+/// The same for a filter that asks; its listener. With `killable` a caller that has been heard waits for the answer whatever
+/// signals come, but SIGKILL (`SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`, Linux ≥ 5.19).
+pub(crate) fn seccomp_set_listened_filter(program: &[ClassicInstruction], killable: bool) -> io::Result<OwnedFd> {
+    const WAIT_KILLABLE_RECV: libc::c_ulong = 1 << 5;
+    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | if killable { WAIT_KILLABLE_RECV } else { 0 };
+    let fd = set_filter(program, flags)?;
+    // SAFETY: with NEW_LISTENER success returns a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+fn set_filter(program: &[ClassicInstruction], flags: libc::c_ulong) -> io::Result<libc::c_long> {
     let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let header = libc::sock_fprog { len: length, filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut() };
     // SAFETY: ClassicInstruction has the layout of sock_filter (both repr(C), same fields); header names `length`
     // live ones; the kernel copies and does not write them.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const header) })?;
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const header) })
+}
+
+/// `struct seccomp_notif` with its `struct seccomp_data` (linux/seccomp.h).
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct SeccompNotification {
+    pub id: u64,
+    pub thread: u32,
+    pub flags: u32,
+    pub number: i32,
+    pub architecture: u32,
+    pub instruction: u64,
+    pub arguments: [u64; 6],
+}
+
+/// `struct seccomp_notif_resp`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct SeccompAnswer {
+    pub id: u64,
+    pub value: i64,
+    pub error: i32,
+    pub flags: u32,
+}
+
+/// A page of a file that other processes may have mapped as well; a notification stands at its start.
+#[derive(Debug)]
+pub(crate) struct SharedPage(ptr::NonNull<SeccompNotification>);
+
+/// What the file of a [`SharedPage`] must have at least, in bytes.
+pub(crate) const SHARED_PAGE_BYTES: usize = 4096;
+
+// SAFETY: the memory belongs to no thread, and all access is by copies through the pointer: see `read` and `clear`.
+unsafe impl Send for SharedPage {}
+// SAFETY: as above; two that access it at once may see a mixed value, which is still a value of plain integers.
+unsafe impl Sync for SharedPage {}
+
+impl SharedPage {
+    /// mmap(2) of the first page, shared. The file must be that long, else access ends in SIGBUS: the caller checks.
+    pub(crate) fn map(file: BorrowedFd<'_>) -> io::Result<SharedPage> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice; it replaces nothing.
+        let address = unsafe {
+            libc::mmap(ptr::null_mut(), SHARED_PAGE_BYTES, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let address = ptr::NonNull::new(address.cast());
+        address.map(SharedPage).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
+    }
+
+    /// A copy of what stands there.
+    pub(crate) fn read(&self) -> SeccompNotification {
+        // SAFETY: the mapping lives as long as self, is page-aligned and longer than the struct, of which every bit
+        // pattern is a value; volatile, since another process may write it.
+        unsafe { ptr::read_volatile(self.0.as_ptr()) }
+    }
+
+    /// Writes zeros over what stands there.
+    pub(crate) fn clear(&self) {
+        // SAFETY: as in `read`.
+        unsafe { ptr::write_volatile(self.0.as_ptr(), SeccompNotification::default()) }
+    }
+}
+
+impl Drop for SharedPage {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping that `map` made; nothing refers to it any more.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), SHARED_PAGE_BYTES) };
+    }
+}
+
+/// The request number of an ioctl of the `size`d kind (asm-generic/ioctl.h).
+const fn ioctl_number(direction: u32, kind: u8, number: u32, size: usize) -> u32 {
+    (direction << 30) | ((size as u32) << 16) | ((kind as u32) << 8) | number
+}
+
+/// `SECCOMP_IOCTL_NOTIF_RECV` straight into the shared page, which must be all zero. ENOENT: the caller is gone.
+pub(crate) fn seccomp_receive(listener: BorrowedFd<'_>, into: &SharedPage) -> io::Result<()> {
+    const REQUEST: u32 = ioctl_number(3, b'!', 0, size_of::<SeccompNotification>());
+    // SAFETY: the request's size is that of the struct for which the live mapping has room.
+    check(unsafe { libc::c_long::from(libc::ioctl(listener.as_raw_fd(), REQUEST as _, into.0.as_ptr())) })?;
     Ok(())
+}
+
+/// `SECCOMP_IOCTL_NOTIF_SEND`.
+pub(crate) fn seccomp_answer(listener: BorrowedFd<'_>, answer: &SeccompAnswer) -> io::Result<()> {
+    const REQUEST: u32 = ioctl_number(3, b'!', 1, size_of::<SeccompAnswer>());
+    // SAFETY: the request's size is that of `answer`, which is live; the kernel only reads it.
+    check(unsafe { libc::c_long::from(libc::ioctl(listener.as_raw_fd(), REQUEST as _, ptr::from_ref(answer))) })?;
+    Ok(())
+}
+
+/// `SECCOMP_IOCTL_NOTIF_ID_VALID`. ENOENT: that caller waits no more.
+pub(crate) fn seccomp_is_waiting(listener: BorrowedFd<'_>, id: u64) -> io::Result<()> {
+    const REQUEST: u32 = ioctl_number(1, b'!', 2, size_of::<u64>());
+    // SAFETY: the request's size is that of `id`, which is live; the kernel only reads it.
+    check(unsafe { libc::c_long::from(libc::ioctl(listener.as_raw_fd(), REQUEST as _, &raw const id)) })?;
+    Ok(())
+}
+
+/// `NS_GET_PID_FROM_PIDNS` (linux/nsfs.h, Linux ≥ 6.11): a thread's number in the caller's pid namespace.
+pub(crate) fn pid_from_namespace(namespace: BorrowedFd<'_>, thread: i32) -> io::Result<i32> {
+    const REQUEST: u32 = ioctl_number(2, 0xb7, 6, size_of::<c_int>());
+    // SAFETY: the argument is a plain number; no memory is touched.
+    let found = check(unsafe { libc::c_long::from(libc::ioctl(namespace.as_raw_fd(), REQUEST as _, thread)) })?;
+    Ok(found as i32)
+}
+
+/// sched_getaffinity(2) as the kernel has it: how many bytes of `mask` it filled. libc's wrapper hides that number.
+pub(crate) fn sched_getaffinity(thread: i32, mask: &mut [u64]) -> io::Result<usize> {
+    // SAFETY: the length in bytes is that of `mask`, which is borrowed exclusively.
+    let filled =
+        check(unsafe { libc::syscall(libc::SYS_sched_getaffinity, thread, size_of_val(mask), mask.as_mut_ptr()) })?;
+    Ok(filled as usize)
+}
+
+/// `struct procmap_query` of linux/fs.h.
+#[derive(Default)]
+#[repr(C)]
+struct MappingQuery {
+    size: u64,
+    flags: u64,
+    address: u64,
+    start: u64,
+    end: u64,
+    kind: u64,
+    page_bytes: u64,
+    offset: u64,
+    inode: u64,
+    device: [u32; 2],
+    name_bytes: u32,
+    build_id_bytes: u32,
+    name: u64,
+    build_id: u64,
+}
+
+/// `PROCMAP_QUERY` (Linux ≥ 6.11) on an open /proc/PID/maps: the end of the writable mapping that covers `address`.
+/// ENOENT: there is none.
+pub(crate) fn writable_mapping_end(maps: BorrowedFd<'_>, address: u64) -> io::Result<u64> {
+    const REQUEST: u32 = ioctl_number(3, b'f', 17, size_of::<MappingQuery>());
+    const WRITABLE: u64 = 2;
+    let mut query =
+        MappingQuery { size: size_of::<MappingQuery>() as u64, flags: WRITABLE, address, ..MappingQuery::default() };
+    // SAFETY: the request's size is that of `query`, which is live and writable; it names no further memory.
+    check(unsafe { libc::c_long::from(libc::ioctl(maps.as_raw_fd(), REQUEST as _, &raw mut query)) })?;
+    Ok(query.end)
 }
 
 /// The part of `union bpf_attr` for `BPF_PROG_LOAD` that is used here; what is left out counts as zero (bpf(2)).
@@ -351,16 +512,47 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Res
     Ok(())
 }
 
-/// rt_sigaction(2) with `SIG_DFL` for every signal that may have another disposition.
+/// [`default_disposition`] of every signal that may have another one.
+pub(crate) fn default_dispositions() {
+    for number in 1..=libc::SIGRTMAX() {
+        // EINVAL for SIGKILL and SIGSTOP is as good.
+        let _ = default_disposition(number);
+    }
+}
+
+/// rt_sigaction(2) with `SIG_DFL`.
 ///
 /// Not signal(3): glibc refuses 32 and 33, which it keeps for itself, and a parent may have left them ignored.
-pub(crate) fn default_dispositions() {
+pub(crate) fn default_disposition(number: c_int) -> io::Result<()> {
     // The kernel's struct sigaction: handler, flags, restorer, mask of 64 bits. All zero is SIG_DFL.
     let default = [0_u64; 4];
-    for number in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL runs no code of ours; the kernel only reads `default`. EINVAL for SIGKILL and SIGSTOP is as good.
-        unsafe {
-            libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), ptr::null::<u64>(), size_of::<u64>())
-        };
+    // SAFETY: SIG_DFL runs no code of ours; the kernel only reads `default`.
+    check(unsafe {
+        libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), ptr::null::<u64>(), size_of::<u64>())
+    })?;
+    Ok(())
+}
+
+/// malloc_trim(3) without a reserve: whole free pages of the heap go back to the kernel.
+pub(crate) fn trim_heap() {
+    // SAFETY: it only touches memory that the allocator owns and nobody uses, under the allocator's own lock.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// madvise(2) `MADV_DONTNEED` for what deep calls have left below the stack of the main thread; nothing in any other.
+pub(crate) fn trim_stack() {
+    // Half of what the kernel makes room for below the arguments when it executes a program (fs/exec.c).
+    const LENGTH: usize = 64 * 1024;
+    // SAFETY: they touch no memory.
+    let (page, is_main) = unsafe { (libc::sysconf(libc::_SC_PAGESIZE) as usize, libc::gettid() == libc::getpid()) };
+    // Room for the frames of this call and of the one below.
+    const OWN: usize = 1024;
+    let here = 0_u8;
+    let end = ((&raw const here).addr() - OWN) / page * page;
+    if is_main {
+        // SAFETY: below the main thread's stack pointer lies only what is left of calls that have returned, and then, for
+        // a mebibyte, nothing that mmap(2) has given out (the stack's guard gap). A fresh page is zero, and no frame
+        // expects anything of a page that it has not written. ENOMEM for a part that is not mapped is as good.
+        unsafe { libc::madvise(std::ptr::without_provenance_mut(end - LENGTH), LENGTH, libc::MADV_DONTNEED) };
     }
 }

@@ -98,10 +98,7 @@ impl DeviceProgram {
 
     /// Attaches the program to the cgroup2 directory. It stays until the group is removed; nobody has to hold it.
     pub fn attach(&self, cgroup_directory: &Path) -> Result<()> {
-        let group = open_group(cgroup_directory)?;
-        let program = self.load()?;
-        sys::bpf_program_attach(group.as_fd(), program.as_fd(), ATTACH_TYPE, BPF_F_ALLOW_MULTI, None)
-            .during("attach device program to", cgroup_directory.display())
+        self.load()?.attach(cgroup_directory)
     }
 
     /// Puts this program in the place of the one attached before, with no moment without one. None before: attaches.
@@ -113,7 +110,7 @@ impl DeviceProgram {
         };
         let program = self.load()?;
         let flags = BPF_F_ALLOW_MULTI | BPF_F_REPLACE;
-        sys::bpf_program_attach(group.as_fd(), program.as_fd(), ATTACH_TYPE, flags, Some(old.as_fd()))
+        sys::bpf_program_attach(group.as_fd(), program.0.as_fd(), ATTACH_TYPE, flags, Some(old.as_fd()))
             .during("replace device program of", cgroup_directory.display())?;
         // More than one is left only by somebody who attached twice; all would have to allow.
         for surplus in ours {
@@ -139,8 +136,13 @@ impl DeviceProgram {
         }
     }
 
-    /// Loads it; when the verifier refuses, once more for its reasons.
-    fn load(&self) -> Result<OwnedFd> {
+    /// Has the kernel check it, so that any number of groups can share it. It goes away when nobody holds it and no group has it.
+    pub fn load(&self) -> Result<LoadedDeviceProgram> {
+        self.load_once().map(LoadedDeviceProgram)
+    }
+
+    /// When the verifier refuses, once more for its reasons.
+    fn load_once(&self) -> Result<OwnedFd> {
         let words: Vec<u64> = self.instructions.iter().map(|instruction| instruction.encode()).collect();
         sys::bpf_program_load(PROGRAM_TYPE, ATTACH_TYPE, NAME, &words, None).or_else(|first| {
             let mut log = vec![0_u8; 16 * 1024];
@@ -150,6 +152,19 @@ impl DeviceProgram {
                 Error::new("load device program", format_args!("of {} instructions: {reasons}", words.len()), first)
             })
         })
+    }
+}
+
+/// A program that the kernel has checked.
+#[derive(Debug)]
+pub struct LoadedDeviceProgram(OwnedFd);
+
+impl LoadedDeviceProgram {
+    /// Attaches it to the cgroup2 directory, as [`DeviceProgram::attach`] does.
+    pub fn attach(&self, cgroup_directory: &Path) -> Result<()> {
+        let group = open_group(cgroup_directory)?;
+        sys::bpf_program_attach(group.as_fd(), self.0.as_fd(), ATTACH_TYPE, BPF_F_ALLOW_MULTI, None)
+            .during("attach device program to", cgroup_directory.display())
     }
 }
 

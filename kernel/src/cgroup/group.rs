@@ -14,6 +14,9 @@ use crate::Result;
 use crate::error::{During, Error};
 use crate::poll::Deadline;
 
+/// A group's pressure files, where the kernel counts it (`irq.pressure` from Linux 6.1).
+pub const PRESSURE: [&str; 4] = ["cpu.pressure", "io.pressure", "irq.pressure", "memory.pressure"];
+
 /// How long [`Group::remove`] waits for the last processes of a group to be gone.
 const REMOVE_TIMEOUT_MS: u64 = 5_000;
 
@@ -113,14 +116,16 @@ impl Group {
     }
 
     /// Gives the cgroup2 group to a user, who may then make groups in it and move processes among them
-    /// (cgroups(7), "delegation"). Limits stay the host's, and v1 hierarchies are never given away.
+    /// (cgroups(7), "delegation"), and be woken by its own pressure. Limits stay the host's, and v1 hierarchies are never
+    /// given away.
     pub fn delegate(&self, uid: u32, gid: u32) -> Result<()> {
         let Some(directory) = self.unified_directory() else {
             return Ok(());
         };
         let listed = read_optional(Path::new("/sys/kernel/cgroup/delegate"))?;
         let listed = listed.as_deref().unwrap_or("cgroup.procs\ncgroup.threads\ncgroup.subtree_control");
-        let files = listed.lines().map(|name| directory.join(name));
+        // Not listed, because a group's own root may not write them where cgroup2 is mounted with `nsdelegate`.
+        let files = listed.lines().chain(PRESSURE).map(|name| directory.join(name));
         for path in std::iter::once(directory.clone()).chain(files) {
             match std::os::unix::fs::lchown(&path, Some(uid), Some(gid)) {
                 // The list names files of controllers that may not be enabled here.

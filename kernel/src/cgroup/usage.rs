@@ -25,10 +25,6 @@ pub struct Usage {
     pub swap_limit_bytes: Option<u64>,
     /// Processor time used, in microseconds.
     pub cpu_usec: u64,
-    /// The part in user mode.
-    pub cpu_user_usec: u64,
-    /// The part in the kernel.
-    pub cpu_system_usec: u64,
     /// Time for which the limit kept tasks from running.
     pub throttled_usec: u64,
     /// Number of tasks.
@@ -118,17 +114,12 @@ fn read_memory_v1(directory: &Path, usage: &mut Usage) -> Result<()> {
 
 fn read_cpu_stat(stat: &str, usage: &mut Usage) {
     usage.cpu_usec = value_of(stat, "usage_usec").unwrap_or(0);
-    usage.cpu_user_usec = value_of(stat, "user_usec").unwrap_or(0);
-    usage.cpu_system_usec = value_of(stat, "system_usec").unwrap_or(0);
     usage.throttled_usec = value_of(stat, "throttled_usec").unwrap_or(0);
 }
 
 /// Nanoseconds; `cpuacct.stat` would have ticks of 10 ms.
 fn read_cpuacct(directory: &Path, usage: &mut Usage) -> Result<()> {
-    let usec = |file: &str| -> Result<u64> { Ok(read_number(&directory.join(file))?.unwrap_or(0) / 1_000) };
-    usage.cpu_usec = usec("cpuacct.usage")?;
-    usage.cpu_user_usec = usec("cpuacct.usage_user")?;
-    usage.cpu_system_usec = usec("cpuacct.usage_sys")?;
+    usage.cpu_usec = read_number(&directory.join("cpuacct.usage"))?.unwrap_or(0) / 1_000;
     Ok(())
 }
 
@@ -197,8 +188,6 @@ mod tests {
             swap_bytes: 5,
             swap_limit_bytes: Some(0),
             cpu_usec: 30,
-            cpu_user_usec: 20,
-            cpu_system_usec: 10,
             throttled_usec: 7,
             tasks: 3,
             pids_limit: Some(100),
@@ -215,8 +204,6 @@ mod tests {
             ("memory.memsw.limit_in_bytes", "6144\n"),
             ("memory.stat", "cache 1\nswap 2\ntotal_cache 1\ntotal_swap 9\n"),
             ("cpuacct.usage", "30000\n"),
-            ("cpuacct.usage_user", "20000\n"),
-            ("cpuacct.usage_sys", "10000\n"),
             ("cpu.stat", "nr_periods 1\nnr_throttled 1\nthrottled_time 7000\n"),
             ("pids.current", "3\n"),
             ("pids.max", "max\n"),
@@ -229,8 +216,6 @@ mod tests {
             swap_bytes: 9,
             swap_limit_bytes: Some(2048),
             cpu_usec: 30,
-            cpu_user_usec: 20,
-            cpu_system_usec: 10,
             throttled_usec: 7,
             tasks: 3,
             ..Default::default()

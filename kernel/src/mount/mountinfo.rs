@@ -31,6 +31,13 @@ pub struct MountInfo {
     pub super_options: String,
 }
 
+impl MountInfo {
+    /// Whether a process serves the file system, with or without a subtype (`fuse.sshfs`) and not from a block device (`fuseblk`).
+    pub fn is_fuse(&self) -> bool {
+        self.kind == "fuse" || self.kind.starts_with("fuse.")
+    }
+}
+
 /// All lines that can be read; a line of a form we do not know is left out.
 pub fn parse_mountinfo(text: &str) -> Vec<MountInfo> {
     text.lines().filter_map(parse_line).collect()

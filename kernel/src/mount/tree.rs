@@ -28,6 +28,7 @@ bitflags! {
 /// A detached mount, held by its descriptor; dropping it unattached unmounts it.
 ///
 /// A mount has one place: to show the same files at a second one, or in a second mount namespace, attach a clone.
+/// A clone is private, whatever the mount that it was made from: what is mounted on one is never seen on the other.
 /// Once attached the descriptor still names the mount, and keeps it busy for `unmount`.
 #[derive(Debug)]
 pub struct Tree(OwnedFd);
@@ -35,18 +36,25 @@ pub struct Tree(OwnedFd);
 impl Tree {
     /// A new mount of what is at `path`, without the mounts below it.
     pub fn clone_of(path: &Path) -> Result<Tree> {
-        Self::open(path, OpenTreeFlags::OPEN_TREE_CLONE)
+        let tree = Self::open(path, OpenTreeFlags::OPEN_TREE_CLONE)?;
+        tree.set_private(false)?;
+        Ok(tree)
     }
 
     /// A new mount of what is at `path`, with copies of the mounts below it.
     pub fn clone_recursive(path: &Path) -> Result<Tree> {
-        Self::open(path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE)
+        let tree = Self::open(path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE)?;
+        tree.set_private(true)?;
+        Ok(tree)
     }
 
     /// A new mount of what `descriptor` names, for example a directory that was opened below an untrusted root.
     pub fn clone_of_descriptor(descriptor: BorrowedFd<'_>) -> Result<Tree> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        rustix::mount::open_tree(descriptor, "", flags).map(Tree).during("clone mount of", "open descriptor")
+        let tree = rustix::mount::open_tree(descriptor, "", flags).map(Tree);
+        let tree = tree.during("clone mount of", "open descriptor")?;
+        tree.set_private(false)?;
+        Ok(tree)
     }
 
     /// Not a clone: the attached mount at `path` itself, for changing its attributes.
@@ -82,7 +90,7 @@ impl Tree {
     }
 
     /// Makes this mount (and with `recursive` those below it) private before it is attached.
-    pub fn set_private(&self, recursive: bool) -> Result<()> {
+    fn set_private(&self, recursive: bool) -> Result<()> {
         let attributes = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
         sys::mount_setattr(self.0.as_fd(), recursive, &attributes).during("make private", "mount")
     }

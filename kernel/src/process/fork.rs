@@ -57,6 +57,14 @@ pub fn fork(options: &CloneOptions) -> Result<Fork> {
     })
 }
 
+/// Waits until threads that have been joined are gone, which is a moment later: [`fork`] is refused until then.
+pub fn wait_for_joined_threads() {
+    let count = || std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    while count() > 1 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
 /// `CLONE_THREAD` alone changes nothing and is refused in a process with threads (unshare(2)). Works where /proc is
 /// another pid namespace's or is not mounted, as for a process that has joined others.
 #[expect(clippy::disallowed_methods, reason = "changes no namespace; only asks")]

@@ -28,6 +28,8 @@ pub(super) const RETURN: u16 = 0x06;
 pub(super) const ALLOW: u32 = 0x7fff_0000;
 /// `SECCOMP_RET_ERRNO`; the low half is the errno.
 pub(super) const ERRNO: u32 = 0x0005_0000;
+/// `SECCOMP_RET_USER_NOTIF`: who holds the filter's listener answers.
+pub(super) const ASK: u32 = 0x7fc0_0000;
 
 /// `AUDIT_ARCH_X86_64`
 pub(super) const X86_64: u32 = 0xc000_003e;
@@ -41,6 +43,8 @@ pub(super) const X32_BIT: u32 = 0x4000_0000;
 pub(super) enum Verdict {
     /// It fails with this errno.
     Fail(i32),
+    /// The holder of the listener answers it.
+    Ask,
     /// It fails with `errno` when the low half of argument `argument` has one of `bits`.
     FailOnBits { argument: u32, bits: u32, errno: i32 },
     /// It fails with `errno` when the low half of argument `argument` is `value`.
@@ -97,6 +101,7 @@ fn leaf(number: u32, verdict: Verdict) -> Vec<ClassicInstruction> {
     let fail = |errno: i32| step(RETURN, ERRNO | errno as u32);
     let body = match verdict {
         Verdict::Fail(errno) => vec![fail(errno)],
+        Verdict::Ask => vec![step(RETURN, ASK)],
         Verdict::FailOnBits { argument, bits, errno } => {
             on_argument(argument, test(IF_ANY_BIT, bits, 0, 1), fail(errno))
         }
@@ -141,6 +146,7 @@ pub(super) fn dump(program: &[ClassicInstruction]) -> String {
             IF_AT_LEAST => format!("if >= {operand:#x} goto {yes} else {no}"),
             IF_ANY_BIT => format!("if & {operand:#x} goto {yes} else {no}"),
             RETURN if operand == ALLOW => "allow".to_owned(),
+            RETURN if operand == ASK => "ask".to_owned(),
             RETURN => format!("errno {}", operand & 0xffff),
             _ => format!("code {code:#x} {operand:#x}"),
         };
@@ -157,8 +163,10 @@ mod tests {
 
     #[test]
     fn a_small_program() {
-        let program =
-            assemble(&[(9, Verdict::Fail(1)), (4, Verdict::FailOnBits { argument: 1, bits: 0x30, errno: 2 })], &[]);
+        let program = assemble(
+            &[(9, Verdict::Fail(1)), (4, Verdict::FailOnBits { argument: 1, bits: 0x30, errno: 2 })],
+            &[(7, Verdict::Ask)],
+        );
         let expected = "\
 000: load [4]
 001: if == 0xc000003e goto 3 else 2
@@ -176,7 +184,9 @@ mod tests {
 013: if == 0x40000003 goto 15 else 14
 014: errno 38
 015: load [0]
-016: allow
+016: if == 0x7 goto 17 else 18
+017: ask
+018: allow
 ";
         assert_eq!(dump(&program), expected);
     }

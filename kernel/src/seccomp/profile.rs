@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::Listener;
 use super::assemble::{Verdict, assemble, dump};
 use crate::error::During;
 use crate::{Result, sys};
@@ -13,10 +14,12 @@ pub struct Profile {
     pub migratable: bool,
     /// Refuse only what changes the host as a whole, for servers that are trusted with it.
     pub privileged: bool,
+    /// Leave `sysinfo` and `sched_getaffinity`, which tell of the whole host, to who holds the filter's listener.
+    pub listened: bool,
 }
 
 /// A system call: its number for x86_64 (and x32), and for i386.
-type Numbers = (Option<u32>, Option<u32>);
+pub(super) type Numbers = (Option<u32>, Option<u32>);
 
 const fn both(x86_64: u32, i386: u32) -> Numbers {
     (Some(x86_64), Some(i386))
@@ -68,6 +71,10 @@ const WIDE: &[(&str, Numbers)] = &[
 const KEYS: &[(&str, Numbers)] =
     &[("add_key", both(248, 286)), ("request_key", both(249, 287)), ("keyctl", both(250, 288))];
 
+/// What the kernel would answer with figures of the host. A [`Listener`] hears these numbers again.
+pub(super) const SYSINFO: Numbers = both(99, 116);
+pub(super) const SCHED_GETAFFINITY: Numbers = both(204, 242);
+
 const BPF: Numbers = both(321, 357);
 const IO_URING_SETUP: Numbers = both(425, 425);
 const CLONE: Numbers = both(56, 120);
@@ -88,6 +95,7 @@ const NESTED: u32 =
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
     program: Vec<sys::ClassicInstruction>,
+    listened: bool,
 }
 
 impl Filter {
@@ -96,16 +104,36 @@ impl Filter {
         let rules = rules(profile);
         let x86_64: Vec<_> = rules.iter().filter_map(|((number, _), verdict)| Some(((*number)?, *verdict))).collect();
         let i386: Vec<_> = rules.iter().filter_map(|((_, number), verdict)| Some(((*number)?, *verdict))).collect();
-        Filter { program: assemble(&x86_64, &i386) }
+        Filter { program: assemble(&x86_64, &i386), listened: profile.listened }
     }
 
     /// Puts the filter on the calling thread and all it will make, for ever. EACCES: without `CAP_SYS_ADMIN` in the
     /// user namespace, `process::no_new_privileges` comes first.
     ///
+    /// A filter that asks gives its listener, close-on-exec. Who is asked waits until somebody answers, or the last copy
+    /// of the listener is closed: then the call does not exist (ENOSYS). EBUSY: a filter around this one has a listener
+    /// already, and there can be only one.
+    ///
     /// Join a new session keyring before: after it keyctl(2) does not exist.
-    pub fn install(&self) -> Result<()> {
-        sys::seccomp_set_filter(&self.program, 0)
-            .during("install", format_args!("seccomp filter of {} instructions", self.program.len()))
+    pub fn install(&self) -> Result<Option<Listener>> {
+        let operation = format!("seccomp filter of {} instructions", self.program.len());
+        if !self.listened {
+            return sys::seccomp_set_filter(&self.program).map(|()| None).during("install", operation);
+        }
+        let listener = match sys::seccomp_set_listened_filter(&self.program, true) {
+            // Linux before 5.19: there a signal may interrupt a caller that has been heard; it asks again.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                sys::seccomp_set_listened_filter(&self.program, false)
+            }
+            other => other,
+        };
+        let operation = match &listener {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                format!("{operation}: somebody answers calls of this process already, and sysinfo = \"own\" needs to")
+            }
+            _ => operation,
+        };
+        listener.map(|fd| Some(Listener::from(fd))).during("install", operation)
     }
 }
 
@@ -131,6 +159,9 @@ fn rules(profile: &Profile) -> Vec<(Numbers, Verdict)> {
     if profile.migratable {
         rules.extend(migratable_rules());
     }
+    if profile.listened {
+        rules.extend([SYSINFO, SCHED_GETAFFINITY].map(|numbers| (numbers, Verdict::Ask)));
+    }
     rules
 }
 
@@ -151,13 +182,21 @@ fn migratable_rules() -> [(Numbers, Verdict); 5] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seccomp::assemble::{ALLOW, ERRNO, I386, X32_BIT, X86_64};
+    use crate::seccomp::assemble::{ALLOW, ASK, ERRNO, I386, X32_BIT, X86_64};
     use crate::seccomp::interpret::{Call, run};
 
-    const PLAIN: Profile = Profile { migratable: false, privileged: false };
-    const MIGRATABLE: Profile = Profile { migratable: true, privileged: false };
-    const PRIVILEGED: Profile = Profile { migratable: false, privileged: true };
-    const ALL: [Profile; 4] = [PLAIN, MIGRATABLE, PRIVILEGED, Profile { migratable: true, privileged: true }];
+    const PLAIN: Profile = Profile { migratable: false, privileged: false, listened: false };
+    const MIGRATABLE: Profile = Profile { migratable: true, ..PLAIN };
+    const PRIVILEGED: Profile = Profile { privileged: true, ..PLAIN };
+    const LISTENED: Profile = Profile { listened: true, ..PLAIN };
+    const ALL: [Profile; 6] = [
+        PLAIN,
+        MIGRATABLE,
+        PRIVILEGED,
+        Profile { migratable: true, ..PRIVILEGED },
+        LISTENED,
+        Profile { listened: true, ..PRIVILEGED },
+    ];
 
     /// `allow` or the errno, and the number of steps.
     fn ask(profile: Profile, architecture: u32, number: u32, arguments: [u64; 2]) -> (Option<i32>, usize) {
@@ -206,6 +245,23 @@ mod tests {
         }
         // What a tracer writes to skip a call.
         assert_eq!(answer(PLAIN, X86_64, u32::MAX), None);
+    }
+
+    #[test]
+    fn only_a_listened_filter_asks_and_only_for_two_calls() {
+        let asks = |profile: Profile, architecture, number| {
+            let call = Call { architecture, number, arguments: [0; 6] };
+            run(&Filter::compile(&profile).program, &call).0 == ASK
+        };
+        for number in 0..600 {
+            let native = number == 99 || number == 204;
+            assert_eq!(asks(LISTENED, X86_64, number), native, "{number}");
+            assert_eq!(asks(LISTENED, X86_64, number | X32_BIT), native, "{number}");
+            assert_eq!(asks(LISTENED, I386, number), number == 116 || number == 242, "{number}");
+            for architecture in [X86_64, I386] {
+                assert!(!asks(PLAIN, architecture, number) && !asks(MIGRATABLE, architecture, number));
+            }
+        }
     }
 
     #[test]

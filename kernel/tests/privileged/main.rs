@@ -33,8 +33,13 @@ fn main() {
         ("device_program_refuses_and_is_replaced_live", devices::program_refuses_and_is_replaced_live),
         ("seccomp_answers_as_the_profile_says", filters::answers_as_the_profile_says),
         ("seccomp_migratable_nests_no_namespaces", filters::migratable_nests_no_namespaces),
+        (
+            "seccomp_calls_are_answered_by_who_finds_them_in_the_slot",
+            filters::calls_are_answered_by_who_finds_them_in_the_slot,
+        ),
         ("mount_errors_carry_the_kernels_words", mounts::errors_carry_the_kernels_words),
         ("mount_attach_and_detach", mounts::attach_and_detach),
+        ("mount_a_clone_is_private", mounts::a_clone_is_private),
         ("mount_pivot_leaves_the_old_root", mounts::pivot_leaves_the_old_root),
         ("mount_devpts_instance_has_its_own_ptys", mounts::devpts_instance_has_its_own_ptys),
         ("process_exec_by_descriptor_with_placed_descriptors", processes::exec_by_descriptor),

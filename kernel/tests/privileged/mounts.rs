@@ -73,6 +73,22 @@ pub fn attach_and_detach() -> Outcome {
     Ok(())
 }
 
+pub fn a_clone_is_private() -> Outcome {
+    own_namespace()?;
+    let directory = tempfile::tempdir()?;
+    let (place, copy) = (directory.path().join("place"), directory.path().join("copy"));
+    for path in [&place, &copy] {
+        std::fs::create_dir(path)?;
+    }
+    tmpfs(&place)?;
+    std::fs::create_dir(place.join("sub"))?;
+    rustix::mount::mount_change(&place, rustix::mount::MountPropagationFlags::SHARED)?;
+    Tree::clone_of(&place)?.attach(&copy)?;
+    tmpfs(&copy.join("sub"))?;
+    ensure(mount::is_mount_point(&copy.join("sub"))?, "mounted on the copy")?;
+    ensure(!mount::is_mount_point(&place.join("sub"))?, "what is mounted on the copy shows on the original")
+}
+
 pub fn pivot_leaves_the_old_root() -> Outcome {
     let directory = tempfile::tempdir()?;
     // In a child of its own, for after it nobody in there can remove the directory.
