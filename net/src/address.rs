@@ -24,7 +24,12 @@ pub struct Address {
 impl Netlink {
     /// Gives `link` an address, usable at once: IPv6 without duplicate-address detection, IPv4 with the usual broadcast address.
     pub fn add_address(&self, link: &str, address: IpNet) -> Result<()> {
-        let message = address_message(self.index(link)?, address);
+        self.add_address_at(self.index(link)?, link, address)
+    }
+
+    /// The same, to the interface with that index; `link` is its name, for messages.
+    pub(crate) fn add_address_at(&self, index: u32, link: &str, address: IpNet) -> Result<()> {
+        let message = address_message(index, address);
         self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
             .map_err(|e| Error::new("add address", format!("{address} to {link}"), e))
     }

@@ -2,9 +2,11 @@
 
 use std::{
     io,
+    net::IpAddr,
     os::fd::{AsRawFd, BorrowedFd},
 };
 
+use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -127,6 +129,15 @@ impl Netlink {
     /// Switches an interface on.
     pub fn set_up(&self, name: &str) -> Result<()> {
         self.set("set link up", LinkUnspec::new_with_name(name).up(), name)
+    }
+
+    /// Gives an interface its addresses, switches it on, and sends what has no better route to `gateways`: what
+    /// [`Netlink::add_address`], [`Netlink::set_up`] and [`Netlink::add_default_route`] do, with one look-up of the name.
+    pub fn configure(&self, name: &str, addresses: &[IpNet], gateways: &[IpAddr]) -> Result<()> {
+        let index = self.index(name)?;
+        addresses.iter().try_for_each(|address| self.add_address_at(index, name, *address))?;
+        self.set_up(name)?;
+        gateways.iter().try_for_each(|gateway| self.add_default_route_at(index, *gateway, name))
     }
 
     /// Switches an interface off; its IPv6 addresses and all its routes go.

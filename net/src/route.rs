@@ -26,7 +26,11 @@ pub struct Route {
 impl Netlink {
     /// Sends everything that has no better route to `gateway` on `link`. The gateway must be on the link.
     pub fn add_default_route(&self, gateway: IpAddr, link: &str) -> Result<()> {
-        let index = self.index(link)?;
+        self.add_default_route_at(self.index(link)?, gateway, link)
+    }
+
+    /// The same, on the interface with that index; `link` is its name, for messages.
+    pub(crate) fn add_default_route_at(&self, index: u32, gateway: IpAddr, link: &str) -> Result<()> {
         let message = match gateway {
             IpAddr::V4(gateway) => {
                 RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(index).build()

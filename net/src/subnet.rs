@@ -8,15 +8,19 @@ use crate::Mac;
 
 /// Every candidate of [`choose_v4`] overlaps something that the host already uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no free IPv4 /24 among 10.77, 10.177, 172.29 and 192.168.128-255; give one in the settings")]
+#[error(
+    "no free IPv4 network: no /19 of 10.77, 10.177 and 172.29, and no /24 of them and 192.168.128-255; give one in the settings"
+)]
 pub struct NoFreeSubnet;
 
-/// The first /24 of the candidates that overlaps none of `taken`.
+/// The first network of the candidates that overlaps none of `taken`: a /19, which has addresses for 8,189 servers, or
+/// where the host leaves no such room a /24, for 253.
 ///
-/// Candidates, in this order: 10.77.0-255, 10.177.0-255, 172.29.0-255, 192.168.128-255. They start where the defaults
-/// of others do not lie (LXC 10.0.3, OpenVPN 10.8, k3s 10.42, Podman 10.88, Kubernetes 10.96 and 10.244,
-/// Docker 172.17 and up, libvirt 192.168.122, home routers 192.168.0 and .1). `taken` are the host's routes and the networks of
-/// its addresses; default routes (prefix length 0) reach everything and say nothing, so they do not count.
+/// Candidates, in this order: the /19 of 10.77, 10.177, 172.29; the /24 10.77.0-255, 10.177.0-255, 172.29.0-255,
+/// 192.168.128-255. They start where the defaults of others do not lie (LXC 10.0.3, OpenVPN 10.8, k3s 10.42, Podman 10.88,
+/// Kubernetes 10.96 and 10.244, Docker 172.17 and up, libvirt 192.168.122, home routers 192.168.0 and .1). `taken` are the
+/// host's routes and the networks of its addresses; default routes (prefix length 0) reach everything and say nothing, so
+/// they do not count.
 pub fn choose_v4(taken: &[IpNet]) -> Result<Ipv4Net, NoFreeSubnet> {
     let taken: Vec<Ipv4Net> = taken
         .iter()
@@ -30,9 +34,11 @@ pub fn choose_v4(taken: &[IpNet]) -> Result<Ipv4Net, NoFreeSubnet> {
 
 fn candidates() -> impl Iterator<Item = Ipv4Net> {
     let blocks = [(10, 77, 0), (10, 177, 0), (172, 29, 0), (192, 168, 128)];
-    blocks
-        .into_iter()
-        .flat_map(|(a, b, first)| (first..=255).map(move |c| Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, 0), 24)))
+    let of = |length: u8| move |(a, b, c): (u8, u8, u8)| Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, 0), length);
+    let third = |(a, b, first)| (first..=255).map(move |c| (a, b, c));
+    // Half of what is left of 192.168 would be one network in the way of many a home or office.
+    let large = blocks.into_iter().take(3).flat_map(third).filter(|(_, _, c)| c % 32 == 0).map(of(19));
+    large.chain(blocks.into_iter().flat_map(third).map(of(24)))
 }
 
 /// Two prefixes overlap when one holds the other.
@@ -88,18 +94,28 @@ mod tests {
 
     #[test]
     fn an_unused_host_gets_the_first_candidate() {
-        assert_eq!(chosen(&[]), "10.77.0.0/24");
-        assert_eq!(chosen(&["0.0.0.0/0", "192.0.2.2/24", "::/0"]), "10.77.0.0/24");
+        assert_eq!(chosen(&[]), "10.77.0.0/19");
+        assert_eq!(chosen(&["0.0.0.0/0", "192.0.2.2/24", "::/0"]), "10.77.0.0/19");
     }
 
     #[test]
     fn smaller_larger_and_unaligned_networks_count() {
-        assert_eq!(chosen(&["10.77.0.128/25"]), "10.77.1.0/24");
-        assert_eq!(chosen(&["10.77.0.9/24", "10.77.1.1/32"]), "10.77.2.0/24");
-        assert_eq!(chosen(&["10.77.200.1/16"]), "10.177.0.0/24");
-        assert_eq!(chosen(&["10.0.0.0/8"]), "172.29.0.0/24");
+        assert_eq!(chosen(&["10.77.0.128/25"]), "10.77.32.0/19");
+        assert_eq!(chosen(&["10.77.0.9/24", "10.77.33.1/32"]), "10.77.64.0/19");
+        assert_eq!(chosen(&["10.77.200.1/16"]), "10.177.0.0/19");
+        assert_eq!(chosen(&["10.0.0.0/8"]), "172.29.0.0/19");
         // Two halves of everything, as VPNs route it, leave nothing.
         assert_eq!(choose_v4(&nets(&["0.0.0.0/1", "128.0.0.0/1"])), Err(NoFreeSubnet));
+    }
+
+    #[test]
+    fn where_no_large_one_is_free_a_small_one_is_better_than_none() {
+        // A host with a route into each /19.
+        let crumbs: Vec<String> = (0..8)
+            .flat_map(|n| ["10.77", "10.177", "172.29"].map(|block| format!("{block}.{}.0/24", n * 32)))
+            .collect();
+        let crumbs: Vec<&str> = crumbs.iter().map(String::as_str).collect();
+        assert_eq!(chosen(&crumbs), "10.77.1.0/24");
     }
 
     #[test]
@@ -110,6 +126,13 @@ mod tests {
         assert_eq!(chosen(&taken), "192.168.255.0/24");
         taken.push("192.168.255.255/32");
         assert_eq!(choose_v4(&nets(&taken)), Err(NoFreeSubnet));
+    }
+
+    #[test]
+    fn a_chosen_network_has_an_address_for_each_of_many_servers() {
+        let network = IpNet::V4(choose_v4(&[]).unwrap());
+        let addresses: std::collections::BTreeSet<_> = (1..=4097).map(|n| host_address(network, n)).collect();
+        assert!(addresses.len() == 4097 && !addresses.contains(&None));
     }
 
     #[test]

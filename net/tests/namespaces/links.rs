@@ -165,7 +165,7 @@ fn addresses_and_routes() {
     assert!(routes.iter().all(|route| route.destination != kernels_own));
 
     let taken: Vec<_> = routes.iter().map(|route| route.destination).collect();
-    assert_eq!(subnet::choose_v4(&taken).unwrap().to_string(), "10.77.1.0/24");
+    assert_eq!(subnet::choose_v4(&taken).unwrap().to_string(), "10.77.32.0/19");
     let again = inside.add_default_route(ip("10.77.0.1"), "eth0").unwrap_err();
     assert_eq!(again.kind(), ErrorKind::AlreadyExists);
 }
