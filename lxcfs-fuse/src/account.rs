@@ -34,6 +34,14 @@ pub struct CpuAccount {
 }
 
 impl CpuAccount {
+    /// Adds busy time, and answers how much that is together.
+    fn charge(&mut self, user: u64, nice: u64, system: u64) -> u64 {
+        self.user_ns = self.user_ns.saturating_add(user);
+        self.nice_ns = self.nice_ns.saturating_add(nice);
+        self.system_ns = self.system_ns.saturating_add(system);
+        user.saturating_add(nice).saturating_add(system)
+    }
+
     /// Moves on by `passed_ns`, of which `throttled_ns` may be counted as steal; the busy time is in already.
     fn pass(&mut self, passed_ns: u64, busy_ns: u64, throttled_ns: u64) {
         let slack = i128::from(self.slack_ns) + i128::from(passed_ns) - i128::from(busy_ns);
@@ -66,14 +74,15 @@ impl Accounts {
             self.cpus.resize(self.visible, CpuAccount::default());
         }
         let passed_ns = wall_ns.saturating_sub(self.wall_ns);
-        let throttled_ns = times.throttled_ns.saturating_sub(self.last.throttled_ns);
+        let before = self.last.clone();
+        self.last.raise_to(times);
+        let throttled_ns = self.last.throttled_ns.saturating_sub(before.throttled_ns);
         let mut busy_ns = vec![0; self.visible];
-        self.add_busy(cpus, times, &mut busy_ns);
+        self.add_busy(cpus, &before.busy, &mut busy_ns);
         for (index, account) in self.cpus[..self.visible].iter_mut().enumerate() {
             account.pass(passed_ns, busy_ns[index], share(throttled_ns, index, self.visible));
         }
         self.wall_ns = self.wall_ns.max(wall_ns);
-        self.last.raise_to(times);
     }
 
     /// The visible CPUs, in order.
@@ -93,11 +102,14 @@ impl Accounts {
 
     /// Adds the busy time since the last answer, exactly where the kernel says which CPU it was and that CPU
     /// is visible, evenly over the visible ones otherwise.
-    fn add_busy(&mut self, cpus: &Cpus, times: &CpuTimes, busy_ns: &mut [u64]) {
+    fn add_busy(&mut self, cpus: &Cpus, before: &Busy, busy_ns: &mut [u64]) {
         let (mut user, mut nice, mut system) = (0u64, 0u64, 0u64);
-        match &times.busy {
+        let mut charge = |index: usize, user, nice, system| {
+            busy_ns[index] = busy_ns[index].saturating_add(self.cpus[index].charge(user, nice, system));
+        };
+        match &self.last.busy {
             Busy::Total { user_ns, nice_ns, system_ns } => {
-                let (user_before, nice_before, system_before) = self.last.busy.total();
+                let (user_before, nice_before, system_before) = before.total();
                 user = user_ns.saturating_sub(user_before);
                 nice = nice_ns.saturating_sub(nice_before);
                 system = system_ns.saturating_sub(system_before);
@@ -106,11 +118,11 @@ impl Accounts {
                 // Under a quota the visible CPUs are not particular ones of the host.
                 let exact = cpus.set.len() == self.visible;
                 for now in physical {
-                    let (user_before, system_before) = self.last.busy.of_cpu(now.number);
+                    let (user_before, system_before) = before.of_cpu(now.number);
                     let user_delta = now.user_ns.saturating_sub(user_before);
                     let system_delta = now.system_ns.saturating_sub(system_before);
                     match cpus.set.binary_search(&now.number) {
-                        Ok(index) if exact => self.charge(index, user_delta, 0, system_delta, busy_ns),
+                        Ok(index) if exact => charge(index, user_delta, 0, system_delta),
                         _ => {
                             user = user.saturating_add(user_delta);
                             system = system.saturating_add(system_delta);
@@ -119,19 +131,10 @@ impl Accounts {
                 }
             }
         }
-        let visible = self.visible;
-        for index in 0..visible {
-            let parts = [user, nice, system].map(|part| share(part, index, visible));
-            self.charge(index, parts[0], parts[1], parts[2], busy_ns);
+        for index in 0..self.visible {
+            let parts = [user, nice, system].map(|part| share(part, index, self.visible));
+            charge(index, parts[0], parts[1], parts[2]);
         }
-    }
-
-    fn charge(&mut self, index: usize, user: u64, nice: u64, system: u64, busy_ns: &mut [u64]) {
-        let account = &mut self.cpus[index];
-        account.user_ns = account.user_ns.saturating_add(user);
-        account.nice_ns = account.nice_ns.saturating_add(nice);
-        account.system_ns = account.system_ns.saturating_add(system);
-        busy_ns[index] = busy_ns[index].saturating_add(user).saturating_add(nice).saturating_add(system);
     }
 }
 

@@ -28,18 +28,19 @@ impl Now {
     }
 
     /// How long ago `started_boottime_ns` was; 0 if it is still to come.
-    pub fn since_ns(&self, started_boottime_ns: u64) -> u64 {
-        self.boottime_ns.saturating_sub(started_boottime_ns)
+    pub fn since_ns(&self, started_boottime_ns: i64) -> u64 {
+        let since = i128::from(self.boottime_ns) - i128::from(started_boottime_ns);
+        u64::try_from(since).unwrap_or_default()
     }
 
     /// The wall-clock time of an instant of the boot-time clock, in nanoseconds since 1970.
-    pub fn realtime_of_ns(&self, boottime_ns: u64) -> u64 {
+    pub fn realtime_of_ns(&self, boottime_ns: i64) -> u64 {
         let booted_ns = self.realtime_ns.saturating_sub(self.boottime_ns);
-        booted_ns.saturating_add(boottime_ns)
+        booted_ns.saturating_add_signed(boottime_ns)
     }
 
     /// [`Now::realtime_of_ns`] as a time stamp for a file.
-    pub fn system_time_of(&self, boottime_ns: u64) -> SystemTime {
+    pub fn system_time_of(&self, boottime_ns: i64) -> SystemTime {
         UNIX_EPOCH + Duration::from_nanos(self.realtime_of_ns(boottime_ns))
     }
 }

@@ -61,6 +61,11 @@ impl Load {
         self.busy_ns = busy_ns;
     }
 
+    /// The three averages times 65536, as sysinfo(2) has them (`SI_LOAD_SHIFT`).
+    pub fn fixed_point_16(&self) -> [u64; 3] {
+        self.averages.map(|average| average << 5)
+    }
+
     /// The three averages in hundredths, rounded as the kernel prints them.
     pub fn hundredths(&self) -> [u64; 3] {
         self.averages.map(|average| {
@@ -114,6 +119,14 @@ mod tests {
         // 1 - exp(-t/60 s) in hundredths, within the fixed point's rounding.
         assert_eq!(seen[0], 8);
         assert!((63..=64).contains(&seen[11]), "{seen:?}");
+    }
+
+    #[test]
+    fn both_forms_tell_the_same_load() {
+        let mut load = Load::default();
+        load.sample(600_000, 0, running(3), Some(0));
+        let hundredths = load.fixed_point_16().map(|average| (average * 100 + (1 << 15)) >> 16);
+        assert_eq!(hundredths, load.hundredths());
     }
 
     #[test]

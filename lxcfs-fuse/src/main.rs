@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -10,11 +11,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use kernel::process::PidFd;
 use lxcfs_fuse::run_directory::RunDirectory;
-use lxcfs_fuse::{mountpoint, supervisor, worker};
+use lxcfs_fuse::{handover, mountpoint, supervisor, worker};
 
-const USAGE: &str = "usage: lxcfs-fuse serve|stop --run DIR
-  serve  mount DIR/mount and serve the servers registered in DIR/servers, in the background
-  stop   unmount it and end the service; fine if there is none";
+const USAGE: &str = "usage: lxcfs-fuse serve|stop|reload --run DIR
+  serve   mount DIR/mount and serve the servers registered in DIR/servers, in the background
+  stop    unmount it and end the service; fine if there is none
+  reload  let this program go on in the place of the one that serves; readers do not notice";
+
+/// How long `reload` waits for the other program, in milliseconds: longer than a worker may take to come up.
+const RELOAD_TIMEOUT_MS: u64 = 30_000;
 
 /// How long a second `serve` waits for the first one to be live.
 const LIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,6 +34,12 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["serve", "--run", _] => serve(Path::new(&arguments[2])),
         ["stop", "--run", _] => stop(Path::new(&arguments[2])),
+        ["reload", "--run", _] => reload(Path::new(&arguments[2])),
+        [handover::ASK_FORMAT] => {
+            println!("{}", handover::FORMAT);
+            Ok(())
+        }
+        ["supervise", "--run", _, handover::FOLLOWING] => follow(Path::new(&arguments[2])),
         ["supervise", "--run", _] => supervise(Path::new(&arguments[2])),
         ["worker", "--run", _] => worker::run(Path::new(&arguments[2])).inspect_err(|error| log::error!("{error:#}")),
         ["--help" | "-h" | "help"] => {
@@ -47,7 +58,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            if words.first().is_some_and(|word| matches!(*word, "serve" | "stop")) {
+            if words.first().is_some_and(|word| matches!(*word, "serve" | "stop" | "reload")) {
                 eprintln!("lxcfs-fuse: {error:#}");
             }
             ExitCode::FAILURE
@@ -74,9 +85,21 @@ fn set_up_logging() {
     env_logger::Builder::from_env(default).format(format).init();
 }
 
-/// Starts a supervisor in the background and waits until it is live.
+/// Serves a run directory: a supervisor is live when this returns.
 fn serve(run: &Path) -> anyhow::Result<()> {
     let run = RunDirectory::create(run)?;
+    let Some(pid) = start(&run)? else { return Ok(()) };
+    if !mountpoint::mounted_at(&run.mount())?.is_empty() {
+        println!("lxcfs-fuse: already serving {} (pid {pid})", run.path().display());
+        return Ok(());
+    }
+    // Somebody has unmounted it. Who has its files bound does not notice, and nobody else can have them.
+    stop(run.path())?;
+    start(&run).map(drop)
+}
+
+/// Starts a supervisor in the background and waits until it is live; the pid of the one that is already.
+fn start(run: &RunDirectory) -> anyhow::Result<Option<String>> {
     let program = std::env::current_exe().context("find this program")?;
     let mut child = Command::new(&program)
         .arg("supervise")
@@ -94,11 +117,8 @@ fn serve(run: &Path) -> anyhow::Result<()> {
         BufReader::new(output).read_line(&mut answer).context("read from the supervisor")?;
     }
     match answer.trim_end().split_once(' ').unwrap_or((answer.trim_end(), "")) {
-        ("live", _) => Ok(()),
-        ("already", pid) => {
-            println!("lxcfs-fuse: already serving {} (pid {pid})", run.path().display());
-            Ok(())
-        }
+        ("live", _) => Ok(None),
+        ("already", pid) => Ok(Some(pid.to_owned())),
         ("error", what) => bail!("{what}"),
         _ => bail!("the supervisor ended without a word; see {}/log", run.path().display()),
     }
@@ -118,7 +138,7 @@ fn supervise_in(run: &RunDirectory) -> anyhow::Result<()> {
     // EPERM: already the leader of a session, which is what is wanted.
     let _ = rustix::process::setsid();
     let since = Instant::now();
-    let _lock = loop {
+    let lock = loop {
         if let Some(lock) = run.try_lock()? {
             break lock;
         }
@@ -133,14 +153,29 @@ fn supervise_in(run: &RunDirectory) -> anyhow::Result<()> {
     };
     // Of a supervisor that was killed: nobody may take it for ours.
     run.withdraw();
-    let end = supervisor::run(run, || {
+    let end = supervisor::run(run, lock.into(), || {
         supervisor::tell_starter("live");
         close_output();
     })?;
+    tell_end(end)
+}
+
+/// The supervisor, which another program was until now. Nobody has started it, and nobody hears it.
+fn follow(run: &Path) -> anyhow::Result<()> {
+    let done = RunDirectory::open(run).map_err(anyhow::Error::from).and_then(|run| supervisor::follow(&run));
+    done.and_then(tell_end).inspect_err(|error| log::error!("{error:#}"))
+}
+
+fn tell_end(end: supervisor::End) -> anyhow::Result<()> {
     match end {
         supervisor::End::Stopped => log::info!("stopped"),
         supervisor::End::Unmounted => {
             log::warn!("ended: the file system was unmounted by somebody else")
+        }
+        supervisor::End::Broken => {
+            log::warn!(
+                "ended: the kernel cannot give out again what the worker left unanswered, so its readers were let go"
+            )
         }
         supervisor::End::Hopeless => bail!("no worker could be brought up"),
     }
@@ -154,6 +189,23 @@ fn close_output() {
     if let Err(error) = replaced {
         log::warn!("replace standard output: {error}");
     }
+}
+
+/// Puts this program in the place of the one that serves.
+fn reload(run: &Path) -> anyhow::Result<()> {
+    let run = RunDirectory::open(run)?;
+    let program = std::env::current_exe().context("find this program")?;
+    let caller = kernel::channel::knock(&run.listeners())?;
+    caller.send(&[b"reload ", program.as_os_str().as_bytes()].concat(), &[])?;
+    let answer = caller.receive_within(RELOAD_TIMEOUT_MS)?;
+    let (words, _) = answer.with_context(|| format!("no answer; see {}/log", run.path().display()))?;
+    let words = String::from_utf8_lossy(&words);
+    match words.split_once(' ') {
+        Some(("reloaded", version)) => println!("lxcfs-fuse: {version} serves {}", run.path().display()),
+        Some(("refused", why)) => bail!("{why}"),
+        _ => bail!("it ended, or is of a version that cannot; see {}/log", run.path().display()),
+    }
+    Ok(())
 }
 
 /// Ends the service of a run directory, and removes what a dead one left.

@@ -6,6 +6,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
+use kernel::fuse::Connections;
 use kernel::mount::{Attributes, FileSystem, MountInfo, parse_mountinfo};
 use rustix::fs::{Mode, OFlags};
 
@@ -64,16 +65,15 @@ pub fn clear(target: &Path) -> Result<(), kernel::Error> {
     Err(kernel::Error::new("unmount", target.display(), still))
 }
 
-/// Ends the connection of the FUSE file system at `target` for all who wait for it, where the kernel's control files
-/// are mounted. Without them, closing every descriptor of the connection does the same.
+/// Ends the connection of the FUSE file system at `target` for all who wait for it, whoever still holds descriptors of it.
 pub fn abort(target: &Path) -> Result<(), kernel::Error> {
-    for mount in mounted_at(target)?.iter().filter(|mount| mount.kind.starts_with("fuse")) {
-        let path = format!("/sys/fs/fuse/connections/{}/abort", mount.minor);
-        if Path::new(&path).exists() {
-            std::fs::write(&path, "1").map_err(|error| kernel::Error::new("write", path, error))?;
-        }
+    let mounts = mounted_at(target)?;
+    let mut fuse = mounts.iter().filter(|mount| mount.kind.starts_with("fuse")).peekable();
+    if fuse.peek().is_none() {
+        return Ok(());
     }
-    Ok(())
+    let connections = Connections::open()?;
+    fuse.try_for_each(|mount| connections.abort(mount.minor).map(drop))
 }
 
 fn mounts() -> Result<Vec<MountInfo>, kernel::Error> {

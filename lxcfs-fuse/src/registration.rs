@@ -12,8 +12,9 @@ use serde::Deserialize;
 pub struct Registration {
     /// The server's name, for log lines.
     pub name: String,
-    /// `CLOCK_BOOTTIME` of the host when the server's init started, in nanoseconds.
-    pub started_boottime_ns: u64,
+    /// `CLOCK_BOOTTIME` of the host when the server's init started, in nanoseconds; before 0 for one that came here from an earlier
+    /// boot, or from another host.
+    pub started_boottime_ns: i64,
     /// The quota as the spec has it. Only a hint: the cgroup is the truth.
     #[serde(default)]
     pub cpus: Option<f64>,
@@ -103,7 +104,7 @@ mod tests {
     fn a_broken_registration_says_what_is_wrong() {
         for (text, wanted) in [
             ("", "not a registration"),
-            ("name = \"a\"\nstarted_boottime_ns = -1\n[cgroup]\nunified = \"/a\"", "not a registration"),
+            ("name = \"a\"\nstarted_boottime_ns = 0.5\n[cgroup]\nunified = \"/a\"", "not a registration"),
             ("name = \"a\"\nstarted_boottime_ns = 1\n[cgroup]\n", "no cgroup directory is named"),
             (
                 "name = \"a\"\nstarted_boottime_ns = 1\n[cgroup]\nunified = \"a\"",

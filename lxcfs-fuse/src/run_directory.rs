@@ -5,6 +5,7 @@
 //! DIR/mount/              the file system; DIR/mount/<id>/proc/meminfo and so on
 //! DIR/pid                 of the supervisor, while it is live
 //! DIR/files               the served paths, one a line, relative to DIR/mount/<id>; while it is live
+//! DIR/listeners           the door for listeners (`parking`), while it is live
 //! DIR/lock                held by the supervisor as long as it lives, however it dies
 //! DIR/log                 what supervisor and workers have to say
 //! ```
@@ -70,6 +71,11 @@ impl RunDirectory {
         self.path.join("pid")
     }
 
+    /// The door of the supervisor's parking.
+    pub fn listeners(&self) -> PathBuf {
+        self.path.join("listeners")
+    }
+
     /// The pid of the supervisor that says it is live.
     pub fn pid(&self) -> Option<i32> {
         std::fs::read_to_string(self.pid_file()).ok()?.trim().parse().ok()
@@ -82,7 +88,7 @@ impl RunDirectory {
 
     /// Says that this process serves here.
     pub fn announce(&self) -> Result<(), kernel::Error> {
-        let files: String = inode::paths().map(|path| path + "\n").collect();
+        let files: String = inode::binds().map(|path| path + "\n").collect();
         kernel::file::replace(&self.path.join("files"), files.as_bytes(), 0o644)?;
         // Last: who sees a pid finds all the rest.
         kernel::file::replace(&self.pid_file(), format!("{}\n", std::process::id()).as_bytes(), 0o644)
@@ -90,7 +96,7 @@ impl RunDirectory {
 
     /// Takes back [`RunDirectory::announce`]. What cannot be removed is not there, or will be written over.
     pub fn withdraw(&self) {
-        for name in ["pid", "files"] {
+        for name in ["pid", "files", "listeners"] {
             let _ = std::fs::remove_file(self.path.join(name));
         }
     }

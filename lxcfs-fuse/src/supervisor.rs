@@ -4,8 +4,9 @@
 //!            ┌──────── dies, hangs ────────┐
 //!            v                             │
 //!   start: INIT → reply → go ──────> serving (pinged) ──── exit 0: unmounted ──> end
-//!            │ fails, dies young
-//!            ├─ 3 in a row:  cautious (what earlier workers left unanswered gets EIO)
+//!            │ dies or hangs, and the kernel cannot resend: abort the connection ──> end
+//!            │ fails, or crashes young (SIGKILL is from outside: no request has done that)
+//!            ├─ 3 in a row:  cautious (what workers that crashed left unanswered gets EIO)
 //!            ├─ 20 in a row: a second between attempts
 //!            └─ 25 in a row: abort the connection, so that nobody waits for ever ──> end
 //! ```
@@ -13,8 +14,12 @@
 //! Single-threaded, and so small that it has no reason to die; it never touches the mounted tree, whose answers it
 //! would have to give itself. If it is killed, its worker goes with it and the next `serve` mounts anew.
 //!
-//! Limit: before Linux 6.9 the kernel cannot give a request out again: a reader whose worker died in the middle of
-//! its request is left waiting until it is killed or the connection ends.
+//! It also keeps the listeners of servers (`parking`) and hands them to each worker, like the connection. Asked for another program,
+//! it ends its worker and becomes that program, which finds all this and starts a worker of its own (`handover`).
+//!
+//! Before Linux 6.9 the kernel cannot give a request out again: a reader whose worker died in the middle of its request would wait
+//! for ever, and not even SIGKILL would end it. There the connection ends with its worker, and the supervisor with both: its end
+//! is what the manager's monitors wait for, and they start the next one.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,19 +34,18 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
+use crate::handover::Estate;
+use crate::parking::{Parking, Reload};
 use crate::run_directory::RunDirectory;
 use crate::worker::Mode;
-use crate::{handshake, mountpoint};
+use crate::{answer, handover, handshake, mountpoint, worker};
 
 /// A worker that lived this long was not born dead.
 const GROWN_UP: Duration = Duration::from_secs(1);
 
-/// One that was killed from outside counts as born dead only if it lived less than this.
-const KILLED_YOUNG: Duration = Duration::from_millis(10);
-
-/// Young deaths in a row after which a worker leaves alone what earlier ones were asked.
+/// Crashes in a row after which a worker leaves alone what earlier ones were asked.
 const CAUTIOUS_AFTER: u32 = 3;
-/// … after which there is a pause before the next.
+/// Crashes and failed starts in a row after which there is a pause before the next.
 const SLOW_AFTER: u32 = 20;
 /// … after which there is no next.
 const HOPELESS_AFTER: u32 = 25;
@@ -51,11 +55,17 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long a worker may take to begin.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a worker that was killed may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How often a worker is asked whether it gets on.
 const PING_INTERVAL: Duration = Duration::from_secs(3);
 
 /// A worker that is silent for this long, or has a request for this long, hangs.
 const HUNG_AFTER: Duration = Duration::from_secs(10);
+
+/// When this is in the environment, the kernel is taken for one that cannot resend: to try out there what happens here.
+const NO_RESEND: &str = "LXCFS_FUSE_NO_RESEND";
 
 /// How the supervisor came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,18 +76,34 @@ pub enum End {
     Unmounted,
     /// No worker could be brought up.
     Hopeless,
+    /// A worker died or hung, and this kernel cannot give out again what it left unanswered.
+    Broken,
 }
 
 /// Mounts and serves until told to stop. Calls `live` when readers are answered.
 ///
-/// The caller holds the lock of `run`. SIGTERM or SIGINT ends it.
-pub fn run(run: &RunDirectory, live: impl FnOnce()) -> anyhow::Result<End> {
+/// `lock` is that of `run`. SIGTERM or SIGINT ends it.
+pub fn run(run: &RunDirectory, lock: OwnedFd, live: impl FnOnce()) -> anyhow::Result<End> {
     let signals = block_signals().context("block signals")?;
     protect_from_oom_killer();
-    // What a killed supervisor has left: a mount that answers ENOTCONN.
+    worker::raise_file_limit();
+    // What a killed supervisor has left: a mount that answers ENOTCONN, also when a thread of its worker could not be killed
+    // and holds the connection.
+    report(mountpoint::abort(&run.mount()));
     mountpoint::clear(&run.mount())?;
     let connection = mountpoint::mount(&run.mount())?;
-    let ended = serve(run, connection, &signals, live);
+    let ended = serve(run, lock, connection, &signals, live);
+    clear_up(run, ended)
+}
+
+/// Goes on where another program was the supervisor until it became this one.
+pub fn follow(run: &RunDirectory) -> anyhow::Result<End> {
+    let signals = block_signals().context("block signals")?;
+    let ended = go_on(run, &signals);
+    clear_up(run, ended)
+}
+
+fn clear_up(run: &RunDirectory, ended: anyhow::Result<End>) -> anyhow::Result<End> {
     run.withdraw();
     if !matches!(ended, Ok(End::Stopped)) {
         // Whoever waits in a bind mount of this file system is let go.
@@ -87,16 +113,16 @@ pub fn run(run: &RunDirectory, live: impl FnOnce()) -> anyhow::Result<End> {
     ended
 }
 
-fn serve(run: &RunDirectory, connection: OwnedFd, signals: &SignalFd, live: impl FnOnce()) -> anyhow::Result<End> {
+fn serve(
+    run: &RunDirectory,
+    lock: OwnedFd,
+    connection: OwnedFd,
+    signals: &SignalFd,
+    live: impl FnOnce(),
+) -> anyhow::Result<End> {
     let init = read_init(&connection).context("read INIT from the kernel")?;
-    let mut supervisor = Supervisor {
-        run: run.clone(),
-        program: std::env::current_exe().context("find this program")?,
-        connection,
-        init,
-        reply: None,
-        young_deaths: 0,
-    };
+    let parking = Parking::open(&run.listeners())?;
+    let mut supervisor = Supervisor::of(run, Estate { lock, connection, init, reply: None, parking })?;
     // The first worker must come up at once: what is wrong now will not mend itself.
     let worker = supervisor.start_worker()?;
     run.announce()?;
@@ -104,14 +130,30 @@ fn serve(run: &RunDirectory, connection: OwnedFd, signals: &SignalFd, live: impl
     supervisor.watch(worker, signals)
 }
 
+fn go_on(run: &RunDirectory, signals: &SignalFd) -> anyhow::Result<End> {
+    let (estate, caller) = handover::find().context("find what the program before this one has left")?;
+    let mut supervisor = Supervisor::of(run, estate)?;
+    let worker = match supervisor.replace_worker(signals)? {
+        Ok(worker) => worker,
+        Err(end) => return Ok(end),
+    };
+    // This program may have other files.
+    run.announce()?;
+    log::info!("lxcfs-fuse {} goes on", env!("CARGO_PKG_VERSION"));
+    // Who has left meanwhile does not need to know.
+    let _ = caller.send(concat!("reloaded ", env!("CARGO_PKG_VERSION")).as_bytes(), &[]);
+    drop(caller);
+    supervisor.watch(worker, signals)
+}
+
 struct Supervisor {
     run: RunDirectory,
     program: PathBuf,
-    connection: OwnedFd,
-    init: Vec<u8>,
-    /// The answer to INIT that the kernel has: what was agreed with the first worker binds the others.
-    reply: Option<Vec<u8>>,
-    young_deaths: u32,
+    /// Whether the kernel gives out again what a dead worker left unanswered.
+    resends: bool,
+    /// Workers in a row that ended young and by themselves while they served: a request may have done it.
+    crashes: u32,
+    estate: Estate,
 }
 
 /// A live worker.
@@ -124,9 +166,18 @@ struct Worker {
 }
 
 impl Drop for Worker {
+    /// Kills it. It is not waited for without end: a guest can hold one of its threads inside the kernel, where it cannot be
+    /// killed (a page of memory for an answer, from a file system of the guest's own), and that thread answers nobody.
     fn drop(&mut self) {
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        let begun = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if begun.elapsed() > END_TIMEOUT {
+                log::warn!("worker {} is held by a guest and ends when that lets go", self.child.id());
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -135,31 +186,68 @@ enum Event {
     Stop,
     Died(ExitStatus),
     Hung,
+    Reload(Reload),
     Nothing,
 }
 
 impl Supervisor {
+    fn of(run: &RunDirectory, estate: Estate) -> anyhow::Result<Supervisor> {
+        Ok(Supervisor {
+            run: run.clone(),
+            program: std::env::current_exe().context("find this program")?,
+            resends: handshake::can_resend(&estate.init) && std::env::var_os(NO_RESEND).is_none(),
+            crashes: 0,
+            estate,
+        })
+    }
+
+    /// Whether another program may take this one's place.
+    fn may_reload(&self, reload: &Reload) -> anyhow::Result<()> {
+        if !self.resends {
+            bail!("this kernel cannot give out again what the worker leaves unanswered (Linux 6.9 and newer can)");
+        }
+        handover::can_follow(&reload.program)
+    }
+
     /// Keeps a worker serving until the end.
     fn watch(&mut self, first: Worker, signals: &SignalFd) -> anyhow::Result<End> {
         let mut worker = first;
         loop {
-            match wait(&mut worker, signals)? {
+            let mut wanted = None;
+            match self.wait(&mut worker, signals)? {
                 Event::Nothing => continue,
                 Event::Stop => return Ok(End::Stopped),
                 Event::Died(status) if status.success() => return Ok(End::Unmounted),
                 Event::Died(status) => {
                     let lived = worker.since.elapsed();
-                    let killed = status.signal() == Some(libc::SIGKILL);
-                    let young = lived < if killed { KILLED_YOUNG } else { GROWN_UP };
-                    self.young_deaths = if young { self.young_deaths + 1 } else { 0 };
+                    if lived >= GROWN_UP {
+                        self.crashes = 0;
+                    } else if status.signal() != Some(libc::SIGKILL) {
+                        self.crashes += 1;
+                    }
                     log::warn!("worker {} ended ({status}) after {lived:.1?}", worker.child.id());
                 }
                 Event::Hung => {
                     log::error!("worker {} hangs, it is replaced", worker.child.id());
-                    self.young_deaths += 1;
+                    // A request may do it again and again, and then is left alone; no service is given up for it.
+                    self.crashes = (self.crashes + 1).min(CAUTIOUS_AFTER);
                 }
+                Event::Reload(reload) => match self.may_reload(&reload) {
+                    Ok(()) => wanted = Some(reload),
+                    Err(error) => {
+                        reload.refuse(&error);
+                        continue;
+                    }
+                },
             }
             drop(worker);
+            if !self.resends {
+                return Ok(End::Broken);
+            }
+            if let Some(reload) = wanted {
+                let error = handover::become_program(&reload.program, self.run.path(), &self.estate, &reload.caller);
+                reload.refuse(&error);
+            }
             worker = match self.replace_worker(signals)? {
                 Ok(worker) => worker,
                 Err(end) => return Ok(end),
@@ -169,13 +257,15 @@ impl Supervisor {
 
     /// Starts workers until one serves, or the end has come.
     fn replace_worker(&mut self, signals: &SignalFd) -> anyhow::Result<Result<Worker, End>> {
+        let mut failed_starts = 0;
         loop {
-            if self.young_deaths >= HOPELESS_AFTER {
-                log::error!("{} workers died young in a row: giving up, readers are let go", self.young_deaths);
+            let failures = self.crashes + failed_starts;
+            if failures >= HOPELESS_AFTER {
+                log::error!("{failures} workers failed in a row: giving up, readers are let go");
                 return Ok(Err(End::Hopeless));
             }
-            if self.young_deaths >= SLOW_AFTER {
-                log::error!("{} workers died young in a row: waiting {PAUSE:?}", self.young_deaths);
+            if failures >= SLOW_AFTER {
+                log::error!("{failures} workers failed in a row: waiting {PAUSE:?}");
                 if wait_for_stop(signals, PAUSE)? {
                     return Ok(Err(End::Stopped));
                 }
@@ -183,7 +273,7 @@ impl Supervisor {
             match self.start_worker() {
                 Ok(worker) => return Ok(Ok(worker)),
                 Err(error) => {
-                    self.young_deaths += 1;
+                    failed_starts += 1;
                     log::error!("start a worker: {error:#}");
                 }
             }
@@ -198,7 +288,7 @@ impl Supervisor {
         let program = if self.program.exists() { self.program.clone() } else { PathBuf::from("/proc/self/exe") };
         let mut command = Command::new(&program);
         command.arg("worker").arg("--run").arg(self.run.path());
-        let connection = self.connection.try_clone().context("copy the connection")?;
+        let connection = self.estate.connection.try_clone().context("copy the connection")?;
         command.stdin(Stdio::from(connection)).stdout(Stdio::from(theirs));
         let child = command.spawn().with_context(|| format!("run {}", program.display()))?;
         // Its copies of the worker's descriptors would keep a dead worker's socket open.
@@ -206,24 +296,31 @@ impl Supervisor {
         let now = Instant::now();
         let mut worker = Worker { child, control, since: now, pinged: now, answered: now };
         self.shake_hands(&worker)?;
+        // Never waited for: a worker that does not read is given up instead.
+        rustix::io::ioctl_fionbio(&worker.control, true).context("use a socket without waiting")?;
+        self.estate
+            .parking
+            .hand_over(worker.control.as_fd(), &self.estate.parking.all())
+            .context("hand over the listeners")?;
         worker.since = Instant::now();
         worker.answered = worker.since;
         Ok(worker)
     }
 
     fn shake_hands(&mut self, worker: &Worker) -> anyhow::Result<()> {
-        let mode = if self.young_deaths >= CAUTIOUS_AFTER { Mode::Cautious } else { Mode::Normal };
-        send(&worker.control, &[&[mode as u8], &self.init[..]].concat(), SendFlags::NOSIGNAL).context("send INIT")?;
+        let mode = if self.crashes >= CAUTIOUS_AFTER { Mode::Cautious } else { Mode::Normal };
+        send(&worker.control, &[&[mode as u8], &self.estate.init[..]].concat(), SendFlags::NOSIGNAL)
+            .context("send INIT")?;
         let answer = receive(&worker.control).context("wait for the answer to INIT")?;
         let Some(reply) = answer.strip_prefix(b"reply") else { bail!("the worker said something else than its reply") };
-        match &self.reply {
+        match &self.estate.reply {
             None => {
-                rustix::io::write(&self.connection, reply).context("answer INIT")?;
-                self.reply = Some(reply.to_vec());
+                rustix::io::write(&self.estate.connection, reply).context("answer INIT")?;
+                self.estate.reply = Some(reply.to_vec());
             }
             Some(agreed) if agreed == reply => {
                 // After the last worker is dead, before the next one reads: all it left is given out again.
-                if let Err(error) = handshake::resend(self.connection.as_fd()) {
+                if let Err(error) = handshake::resend(self.estate.connection.as_fd()) {
                     log::warn!("the kernel cannot resend ({error}): requests in flight are lost");
                 }
             }
@@ -235,42 +332,57 @@ impl Supervisor {
         }
         Ok(())
     }
-}
 
-/// Waits for something to happen, and pings when it is time.
-fn wait(worker: &mut Worker, signals: &SignalFd) -> anyhow::Result<Event> {
-    let due = PING_INTERVAL.saturating_sub(worker.pinged.elapsed());
-    {
-        let mut wanted = [PollFd::new(signals, PollFlags::IN), PollFd::new(&worker.control, PollFlags::IN)];
-        poll_for(&mut wanted, due)?;
-    }
-    if take_signals(signals)? {
-        return Ok(Event::Stop);
-    }
-    if let Some(status) = worker.child.try_wait().context("wait for the worker")? {
-        return Ok(Event::Died(status));
-    }
-    take_pongs(worker);
-    if worker.answered.elapsed() > HUNG_AFTER {
-        return Ok(Event::Hung);
-    }
-    if worker.pinged.elapsed() >= PING_INTERVAL {
-        let _ = send(&worker.control, b"ping", SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-        worker.pinged = Instant::now();
-    }
-    Ok(Event::Nothing)
-}
-
-/// A pong counts only if no request hangs.
-fn take_pongs(worker: &mut Worker) {
-    let mut message = [0_u8; 64];
-    while let Ok((length, _)) = recv(&worker.control, &mut message, RecvFlags::DONTWAIT) {
-        let Some(oldest) = message[..length].strip_prefix(b"pong") else {
-            break;
+    /// Waits for something to happen, and pings when it is time.
+    fn wait(&mut self, worker: &mut Worker, signals: &SignalFd) -> anyhow::Result<Event> {
+        let due = PING_INTERVAL.saturating_sub(worker.pinged.elapsed());
+        let somebody_came = {
+            let mut wanted = vec![PollFd::new(signals, PollFlags::IN), PollFd::new(&worker.control, PollFlags::IN)];
+            let first = wanted.len();
+            wanted.extend(self.estate.parking.descriptors().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+            poll_for(&mut wanted, due)?;
+            wanted[first..].iter().any(|polled| !polled.revents().is_empty())
         };
-        let oldest_ms = oldest.try_into().map_or(0, u64::from_ne_bytes);
-        if u128::from(oldest_ms) < HUNG_AFTER.as_millis() {
-            worker.answered = Instant::now();
+        if take_signals(signals)? {
+            return Ok(Event::Stop);
+        }
+        if let Some(status) = worker.child.try_wait().context("wait for the worker")? {
+            return Ok(Event::Died(status));
+        }
+        self.hear_worker(worker);
+        if somebody_came {
+            let heard = self.estate.parking.serve();
+            if let Err(error) = self.estate.parking.hand_over(worker.control.as_fd(), &heard.lines) {
+                log::error!("hand over listeners: {error}");
+                return Ok(Event::Hung);
+            }
+            if let Some(reload) = heard.reload {
+                return Ok(Event::Reload(reload));
+            }
+        }
+        if worker.answered.elapsed() > HUNG_AFTER {
+            return Ok(Event::Hung);
+        }
+        if worker.pinged.elapsed() >= PING_INTERVAL {
+            let _ = send(&worker.control, b"ping", SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+            worker.pinged = Instant::now();
+        }
+        Ok(Event::Nothing)
+    }
+
+    /// Takes pongs, which count only if no request hangs, and word of listeners that nobody is behind any more.
+    fn hear_worker(&mut self, worker: &mut Worker) {
+        let mut message = [0_u8; 64];
+        while let Ok((length @ 1.., _)) = recv(&worker.control, &mut message, RecvFlags::DONTWAIT) {
+            if let Some(number) = message[..length].strip_prefix(answer::GONE.as_bytes()) {
+                let number = std::str::from_utf8(number).ok().and_then(|number| number.parse().ok());
+                number.into_iter().for_each(|number| self.estate.parking.forget(number));
+            } else if let Some(oldest) = message[..length].strip_prefix(b"pong") {
+                let oldest_ms = oldest.try_into().map_or(0, u64::from_ne_bytes);
+                if u128::from(oldest_ms) < HUNG_AFTER.as_millis() {
+                    worker.answered = Instant::now();
+                }
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ use std::time::SystemTime;
 
 use crate::account::Accounts;
 use crate::clock::Now;
+use crate::last::LastTexts;
 use crate::load::Load;
 use crate::registration::Registration;
 use crate::snapshot::{Files, Host, Snapshot, Unreadable};
@@ -43,6 +44,8 @@ pub struct Server {
     pub registration: Registration,
     /// When it started, for time stamps.
     pub started: SystemTime,
+    /// What its files said last.
+    pub last: LastTexts,
     files: Mutex<Option<Arc<Files>>>,
     accounts: Mutex<Accounts>,
     load: Mutex<Load>,
@@ -56,6 +59,7 @@ impl Server {
             id,
             started: now.system_time_of(registration.started_boottime_ns),
             registration,
+            last: LastTexts::default(),
             files: Mutex::default(),
             accounts: Mutex::default(),
             load: Mutex::default(),
@@ -111,7 +115,8 @@ impl Server {
         };
         // Without the lock: a server may have thousands of threads, and its other readers must not wait.
         let tasks = still.unwrap_or_else(|| snapshot.tasks(reader));
-        let started_ms = self.registration.started_boottime_ns / 1_000_000;
+        // What it did before this host knew it, nobody counted.
+        let started_ms = u64::try_from(self.registration.started_boottime_ns).unwrap_or_default() / 1_000_000;
         locked(&self.load).sample(now_ms, started_ms, tasks, busy_ns);
         Ok(())
     }
@@ -255,7 +260,8 @@ impl Servers {
         for server in &servers {
             let load_read_ms = server.load_read_ms.load(Ordering::Relaxed);
             let asked = load_read_ms > 0 && now_ms.saturating_sub(load_read_ms) < IDLE_MS;
-            if asked && locked(&server.load).is_due(now_ms) {
+            // Where readers wait for the kernel, the house-keeper would too.
+            if asked && !server.last.has_overdue() && locked(&server.load).is_due(now_ms) {
                 self.sample(host, server, now);
             }
         }
@@ -295,6 +301,7 @@ impl Servers {
             let idle = now_ms.saturating_sub(server.read_ms.load(Ordering::Relaxed)) >= IDLE_MS;
             if idle || rank >= OPEN_SERVERS_MAX {
                 server.close_files();
+                server.last.clear();
             }
         }
     }

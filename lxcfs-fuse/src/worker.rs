@@ -9,6 +9,8 @@
 //! worker → supervisor   `serving`
 //! supervisor → worker   `ping`                                     (every few seconds from here on)
 //! worker → supervisor   `pong`, then 8 bytes: milliseconds the oldest unanswered request has been waiting
+//! supervisor → worker   `lines NUMBER:SERVER …`, each with a listener and its slot   (at any time after `serving`)
+//! worker → supervisor   `gone NUMBER`                              (nobody is left behind that listener)
 //! ```
 //!
 //! The end of the socket is the end of the worker. Exit status: 0 when the file system was unmounted.
@@ -22,12 +24,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+use crate::answer::Answers;
 use crate::clock::Now;
-use crate::filesystem::{Filesystem, Progress};
-use crate::handshake;
+use crate::filesystem::Filesystem;
 use crate::run_directory::RunDirectory;
+use crate::serving::{Progress, Serving};
 use crate::snapshot::Host;
 use crate::watch::Servers;
+use crate::{handshake, parking};
 
 /// How a worker begins, the first byte it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +39,7 @@ use crate::watch::Servers;
 pub enum Mode {
     /// The connection is new or another worker's; answer everything.
     Normal = b'n',
-    /// Workers have died young: do not answer requests that one of them may have died of.
+    /// Workers have crashed: do not answer requests that one of them may have died of.
     Cautious = b'c',
 }
 
@@ -58,12 +62,10 @@ pub fn run(run: &Path) -> anyhow::Result<()> {
 
     let host = Arc::new(Host::at(Path::new("/")));
     let servers = Arc::new(Servers::registered_in(&run.servers()));
-    let mut filesystem = Filesystem::new(host.clone(), servers.clone());
-    if mode == Mode::Cautious as u8 {
-        filesystem = filesystem.refuse_resent();
-    }
-    let progress = filesystem.progress();
-    let greeted = handshake::greet(filesystem, init, threads()).context("shake hands with fuser")?;
+    let cautious = mode == Mode::Cautious as u8;
+    let serving = Serving::of(Filesystem::new(host.clone(), servers.clone()), cautious);
+    let (progress, waiting, watching) = (serving.progress(), serving.clone(), serving.clone());
+    let greeted = handshake::greet(serving, init, threads()).context("shake hands with fuser")?;
     send(&control, &[b"reply", greeted.reply()].concat(), SendFlags::NOSIGNAL).context("send the answer to INIT")?;
     let (length, _) = recv(&control, &mut message, RecvFlags::empty()).context("receive from the supervisor")?;
     if &message[..length] != b"go" {
@@ -74,9 +76,19 @@ pub fn run(run: &Path) -> anyhow::Result<()> {
     drop(connection);
     send(&control, b"serving", SendFlags::NOSIGNAL).context("tell the supervisor")?;
 
+    let told = control.try_clone().context("copy the socket to the supervisor")?;
+    let answers = Answers::begin(host.clone(), servers.clone(), told, cautious).context("begin to answer calls")?;
+    std::thread::Builder::new()
+        .name("waiting".to_owned())
+        .spawn(move || waiting.answer_waiting())
+        .context("start the thread for what waits")?;
+    std::thread::Builder::new()
+        .name("deadlines".to_owned())
+        .spawn(move || watching.keep_deadlines())
+        .context("start the thread for deadlines")?;
     std::thread::Builder::new()
         .name("control".to_owned())
-        .spawn(move || control_loop(&control, &host, &servers, &progress))
+        .spawn(move || control_loop(&control, &host, &servers, &progress, &answers))
         .context("start the control thread")?;
     session.run().context("serve")
 }
@@ -87,8 +99,8 @@ fn threads() -> usize {
 }
 
 /// Answers pings and keeps house. Ends the process when the supervisor is gone.
-fn control_loop(control: &OwnedFd, host: &Host, servers: &Servers, progress: &Progress) {
-    let mut message = [0_u8; 64];
+fn control_loop(control: &OwnedFd, host: &Host, servers: &Servers, progress: &Progress, answers: &Answers) {
+    let mut message = [0_u8; 8192];
     let mut tended_ms = 0;
     loop {
         // A quiet worker sleeps until it is pinged.
@@ -97,13 +109,22 @@ fn control_loop(control: &OwnedFd, host: &Host, servers: &Servers, progress: &Pr
         let ready = poll(&mut wanted, timeout.as_ref()).unwrap_or(0) > 0;
         let now = Now::read();
         if ready {
-            match recv(control, &mut message, RecvFlags::DONTWAIT) {
+            match kernel::channel::receive(control.as_fd(), &mut message) {
                 Ok((0, _)) => std::process::exit(1),
+                Ok((length, descriptors)) if !descriptors.is_empty() => {
+                    for (number, server, listener, slot) in
+                        parking::lines(&message[..length], descriptors).unwrap_or_default()
+                    {
+                        answers.add(number, server, listener, &slot);
+                    }
+                }
                 Ok(_) => {
-                    let pong = [b"pong", &progress.oldest_ms(now).to_ne_bytes()[..]].concat();
+                    // Threads that have nobody to answer any more do no harm, until they are all.
+                    let oldest_ms = if progress.overdue() >= threads() { u64::MAX } else { progress.oldest_ms(now) };
+                    let pong = [b"pong", &oldest_ms.to_ne_bytes()[..]].concat();
                     let _ = send(control, &pong, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
                 }
-                Err(_) => {}
+                Err(error) => log::error!("hear the supervisor: {error}"),
             }
         }
         if now.boottime_ms().saturating_sub(tended_ms) >= TEND_MS as u64 {
@@ -113,18 +134,24 @@ fn control_loop(control: &OwnedFd, host: &Host, servers: &Servers, progress: &Pr
     }
 }
 
-/// All that is read is readable for everybody, and what is written is an open descriptor. Failures change nothing
-/// for the servers, so they are only told.
+/// All that is read is readable for everybody, and what is written is an open descriptor. Only the answers to calls go into
+/// the memory of guests, which takes the rights of a debugger: kept in reserve, for the threads that give them. Failures
+/// change nothing for the servers, so they are only told.
 fn drop_privileges() {
-    // Many servers, a dozen files each.
+    raise_file_limit();
+    // The file of a process's memory is its owner's alone.
+    let kept = "sys_ptrace,dac_override".parse().and_then(kernel::capability::keep_in_reserve);
+    let dropped = kept.and_then(|()| kernel::process::no_new_privileges());
+    if let Err(error) = dropped {
+        log::warn!("drop privileges: {error}");
+    }
+}
+
+/// Many servers, a dozen files each.
+pub(crate) fn raise_file_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         log::warn!("raise the limit of open files: {error}");
-    }
-    let dropped = kernel::capability::set_all(kernel::capability::Set::default())
-        .and_then(|()| kernel::process::no_new_privileges());
-    if let Err(error) = dropped {
-        log::warn!("drop privileges: {error}");
     }
 }

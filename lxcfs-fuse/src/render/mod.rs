@@ -2,27 +2,37 @@
 //!
 //! Each writes to the end of `out`, a buffer that the caller uses again.
 
+mod cgroups;
 mod cpuinfo;
 mod cpus;
 mod diskstats;
+mod interrupts;
 mod loadavg;
 mod meminfo;
-mod pressure;
+mod node;
+mod partitions;
+mod schedstat;
 mod stat;
 mod swaps;
 mod uptime;
 mod vmstat;
+mod zoneinfo;
 
+pub use cgroups::cgroups;
 pub use cpuinfo::cpuinfo;
-pub use cpus::cpus;
+pub use cpus::{cpu_list, cpu_mask};
 pub use diskstats::diskstats;
+pub use interrupts::{interrupts, softirqs};
 pub use loadavg::loadavg;
-pub use meminfo::meminfo;
-pub use pressure::pressure;
+pub use meminfo::{Meminfo, meminfo};
+pub use node::{node_meminfo, node_vmstat};
+pub use partitions::partitions;
+pub use schedstat::schedstat;
 pub use stat::{Stat, stat};
 pub use swaps::swaps;
 pub use uptime::uptime;
 pub use vmstat::vmstat;
+pub use zoneinfo::zoneinfo;
 
 /// Writes formatted text to a `String`, which cannot fail.
 macro_rules! put {
@@ -52,7 +62,8 @@ fn put_number(out: &mut String, number: u64, width: usize) {
         }
     }
     let from = at.min(digits.len().saturating_sub(width));
-    out.extend(digits[from..].iter().map(|&digit| char::from(digit)));
+    // They are ASCII, so there is no other case.
+    out.push_str(std::str::from_utf8(&digits[from..]).unwrap_or_default());
 }
 
 #[cfg(test)]

@@ -6,18 +6,22 @@ use crate::snapshot::{Disk, Memory, MemoryEvents};
 /// Renders vmstat.
 pub fn vmstat(out: &mut String, names: &[String], memory: &Memory, events: &MemoryEvents, disks: &[Disk]) {
     for name in names {
-        let value = pages(name, memory).or_else(|| event(name, events, disks)).unwrap_or(0);
         out.extend([name, " "]);
-        put_number(out, value, 0);
+        put_number(out, value(name, memory, events, disks), 0);
         out.push('\n');
     }
+}
+
+/// The value of one name; 0 for what cgroup does not count.
+pub(super) fn value(name: &str, memory: &Memory, events: &MemoryEvents, disks: &[Disk]) -> u64 {
+    pages(name, memory).or_else(|| event(name, events, disks)).unwrap_or(0)
 }
 
 /// Huge pages are counted in units of themselves; 2 MiB with pages of 4 KiB.
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
 /// Counters of pages in use, from the byte counters that meminfo uses too.
-fn pages(name: &str, memory: &Memory) -> Option<u64> {
+pub(super) fn pages(name: &str, memory: &Memory) -> Option<u64> {
     let stat = &memory.stat;
     let bytes = match name {
         "nr_free_pages" => memory.total.saturating_sub(memory.used),

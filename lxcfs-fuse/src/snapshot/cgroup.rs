@@ -16,15 +16,25 @@ use super::Unreadable;
 use crate::registration::Cgroup;
 
 /// One file of a cgroup. `read` opens it at first use.
+///
+/// The kernel removes a group's files before its directory, so a file that is missing may be a sign of that. Where some kernels
+/// lack the file it is taken for that; no value that is shown hangs on such a file alone.
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
+    is_certain: bool,
     file: OnceLock<File>,
 }
 
 impl Source {
+    /// A file that not every kernel has.
     fn new(directory: &Path, name: &str) -> Source {
-        Source { path: directory.join(name), file: OnceLock::new() }
+        Source { path: directory.join(name), is_certain: false, file: OnceLock::new() }
+    }
+
+    /// A file that every group of its kind has, or that was seen in this one.
+    fn certain(directory: &Path, name: &str) -> Source {
+        Source { is_certain: true, ..Source::new(directory, name) }
     }
 
     /// Passes the file's text to `parse`; `None` if there is no such file in this cgroup (yet).
@@ -48,7 +58,7 @@ impl Source {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // Either the file does not exist in this kernel, or the whole group is gone.
                 let directory = self.path.parent().unwrap_or(&self.path);
-                if directory.exists() { Ok(None) } else { Err(Unreadable::Gone) }
+                if self.is_certain || !directory.exists() { Err(Unreadable::Gone) } else { Ok(None) }
             }
             Err(error) => Err(error.into()),
         }
@@ -85,10 +95,10 @@ pub struct Files {
     pub cpu_time: CpuTime,
     /// Tasks now (`pids.current`).
     pub pids: Option<Source>,
+    /// Groups below (`cgroup.stat`), in the tree that the guest manages.
+    pub groups: Option<Source>,
     /// I/O by device.
     pub io: Io,
-    /// `cpu.pressure`, `memory.pressure`, `io.pressure`.
-    pub pressure: Option<[Source; 3]>,
     /// The group whose tasks are the server's, and the name of the file that lists threads.
     pub tasks: Option<(PathBuf, &'static str)>,
 }
@@ -116,8 +126,9 @@ pub enum Quota {
 /// Where CPU time is counted.
 #[derive(Debug)]
 pub enum CpuTime {
-    /// v1 `cpuacct.usage_all` (`cpuacct.stat` before Linux 4.7), `cpuacct.usage`, and the `cpu.stat` of `cpu`.
-    V1 { usage_all: Source, stat: Source, usage: Source, throttling: Option<Source> },
+    /// v1 `cpuacct.usage_percpu`, `cpuacct.usage_all` (`cpuacct.stat` before Linux 4.7), `cpuacct.usage`, and the
+    /// `cpu.stat` of `cpu`.
+    V1 { usage_percpu: Source, usage_all: Source, stat: Source, usage: Source, throttling: Option<Source> },
     /// v2 `cpu.stat`, which every group has, with or without the controller.
     V2 { stat: Source },
     /// Nowhere.
@@ -136,60 +147,69 @@ pub enum Io {
 }
 
 impl Files {
-    /// Finds the files of a registration. Fails with [`Unreadable::Gone`] when none of its groups exists.
+    /// Finds the files of a registration. Fails with [`Unreadable::Gone`] when one of its groups does not exist.
     pub fn find(cgroup: &Cgroup) -> Result<Files, Unreadable> {
-        if !cgroup.directories().any(|directory| directory.is_dir()) {
-            return Err(Unreadable::Gone);
-        }
         let unified = cgroup.unified.as_deref();
-        Ok(Files {
-            memory: Memory::find(cgroup.memory.as_deref(), unified),
-            quota: Quota::find(cgroup.cpu.as_deref(), unified),
-            cpuset: cpuset(cgroup.cpuset.as_deref(), unified),
+        let files = Files {
+            memory: Memory::find(cgroup.memory.as_deref(), unified)?,
+            quota: Quota::find(cgroup.cpu.as_deref(), unified)?,
+            cpuset: cpuset(cgroup.cpuset.as_deref(), unified)?,
             cpu_time: CpuTime::find(cgroup, unified),
             pids: cgroup.pids.as_deref().or(unified).map(|directory| Source::new(directory, "pids.current")),
+            groups: unified.map(|directory| Source::new(directory, "cgroup.stat")),
             io: Io::find(cgroup.blkio.as_deref(), unified),
-            pressure: unified.map(|directory| {
-                ["cpu.pressure", "memory.pressure", "io.pressure"].map(|name| Source::new(directory, name))
-            }),
             tasks: task_list(cgroup),
-        })
+        };
+        // After all else: what was not found of a group that was removed meanwhile would read as if it had no limit.
+        if cgroup.directories().all(|directory| directory.is_dir()) { Ok(files) } else { Err(Unreadable::Gone) }
     }
 }
 
 impl Memory {
-    fn find(v1: Option<&Path>, unified: Option<&Path>) -> Memory {
+    fn find(v1: Option<&Path>, unified: Option<&Path>) -> Result<Memory, Unreadable> {
         if let Some(directory) = v1 {
-            return Memory::V1 {
-                usage: Source::new(directory, "memory.usage_in_bytes"),
-                stat: Source::new(directory, "memory.stat"),
+            return Ok(Memory::V1 {
+                usage: Source::certain(directory, "memory.usage_in_bytes"),
+                stat: Source::certain(directory, "memory.stat"),
                 oom: Source::new(directory, "memory.oom_control"),
-            };
+            });
         }
-        match unified.filter(|directory| directory.join("memory.current").exists()) {
-            Some(directory) => Memory::V2 {
-                current: Source::new(directory, "memory.current"),
-                stat: Source::new(directory, "memory.stat"),
+        match unified {
+            Some(directory) if directory.join("memory.current").exists() => Ok(Memory::V2 {
+                current: Source::certain(directory, "memory.current"),
+                stat: Source::certain(directory, "memory.stat"),
                 swap: Source::new(directory, "memory.swap.current"),
                 events: Source::new(directory, "memory.events"),
                 limits: up_the_tree(directory, "memory.max"),
                 swap_limits: up_the_tree(directory, "memory.swap.max"),
-            },
-            None => Memory::Uncounted,
+            }),
+            Some(directory) => not_controlled(directory, "memory").map(|()| Memory::Uncounted),
+            None => Ok(Memory::Uncounted),
         }
     }
 }
 
 impl Quota {
-    fn find(v1: Option<&Path>, unified: Option<&Path>) -> Quota {
+    fn find(v1: Option<&Path>, unified: Option<&Path>) -> Result<Quota, Unreadable> {
         match (v1, unified) {
             (Some(directory), _) => {
-                let quotas = up_the_tree(directory, "cpu.cfs_quota_us");
-                let periods = up_the_tree(directory, "cpu.cfs_period_us");
-                Quota::V1(quotas.into_iter().zip(periods).collect())
+                // The root has the files too, but no quota can be set there; only it has a release agent.
+                let groups = directory.ancestors().take_while(|group| !group.join("release_agent").exists());
+                let limited = groups.take_while(|group| group.join("cpu.cfs_quota_us").exists());
+                let files = |group| (Source::new(group, "cpu.cfs_quota_us"), Source::new(group, "cpu.cfs_period_us"));
+                let quotas: Vec<_> = limited.map(files).collect();
+                // All groups have one, or none has.
+                let above = directory.parent().is_some_and(|parent| parent.join("cpu.cfs_quota_us").exists());
+                if quotas.is_empty() && above { Err(Unreadable::Gone) } else { Ok(Quota::V1(quotas)) }
             }
-            (None, Some(directory)) => Quota::V2(up_the_tree(directory, "cpu.max")),
-            (None, None) => Quota::V2(Vec::new()),
+            (None, Some(directory)) => {
+                let quotas = up_the_tree(directory, "cpu.max");
+                if quotas.is_empty() {
+                    not_controlled(directory, "cpu")?;
+                }
+                Ok(Quota::V2(quotas))
+            }
+            (None, None) => Ok(Quota::V2(Vec::new())),
         }
     }
 }
@@ -198,6 +218,7 @@ impl CpuTime {
     fn find(cgroup: &Cgroup, unified: Option<&Path>) -> CpuTime {
         match (cgroup.cpuacct.as_deref(), unified) {
             (Some(directory), _) => CpuTime::V1 {
+                usage_percpu: Source::new(directory, "cpuacct.usage_percpu"),
                 usage_all: Source::new(directory, "cpuacct.usage_all"),
                 stat: Source::new(directory, "cpuacct.stat"),
                 usage: Source::new(directory, "cpuacct.usage"),
@@ -223,22 +244,38 @@ impl Io {
 }
 
 /// A v2 group without the cpuset controller has no such file: then an ancestor's holds.
-fn cpuset(v1: Option<&Path>, unified: Option<&Path>) -> Option<Source> {
+fn cpuset(v1: Option<&Path>, unified: Option<&Path>) -> Result<Option<Source>, Unreadable> {
     let (directory, names): (_, &[&str]) = match (v1, unified) {
         (Some(directory), _) => (directory, &["cpuset.effective_cpus", "cpuset.cpus"]),
         (None, Some(directory)) => (directory, &["cpuset.cpus.effective"]),
-        (None, None) => return None,
+        (None, None) => return Ok(None),
     };
-    directory.ancestors().find_map(|ancestor| {
+    let found = directory.ancestors().find_map(|ancestor| {
         let name = names.iter().find(|name| ancestor.join(name).exists())?;
-        Some(Source::new(ancestor, name))
-    })
+        Some((ancestor, Source::certain(ancestor, name)))
+    });
+    match found {
+        Some((ancestor, _)) if ancestor != directory && v1.is_some() => Err(Unreadable::Gone),
+        Some((ancestor, source)) if ancestor != directory => not_controlled(directory, "cpuset").map(|()| Some(source)),
+        found => Ok(found.map(|(_, source)| source)),
+    }
+}
+
+/// Whether a v2 group without a controller's files is without that controller; else it is being removed.
+fn not_controlled(directory: &Path, controller: &str) -> Result<(), Unreadable> {
+    match std::fs::read_to_string(directory.join("cgroup.controllers")) {
+        Ok(text) if text.split_ascii_whitespace().all(|found| found != controller) => Ok(()),
+        Ok(_) => Err(Unreadable::Gone),
+        // Every group has this file.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Unreadable::Gone),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The files called `name` from `directory` up to the first ancestor that has none.
 fn up_the_tree(directory: &Path, name: &str) -> Vec<Source> {
     let with_file = directory.ancestors().take_while(|ancestor| ancestor.join(name).exists());
-    with_file.map(|ancestor| Source::new(ancestor, name)).collect()
+    with_file.map(|ancestor| Source::certain(ancestor, name)).collect()
 }
 
 /// A v1 group is flat, because a guest manages only the unified tree: one file lists all its threads.
@@ -248,5 +285,49 @@ fn task_list(cgroup: &Cgroup) -> Option<(PathBuf, &'static str)> {
         (Some(directory), _) => Some((directory.clone(), "tasks")),
         (None, Some(directory)) => Some((directory.clone(), "cgroup.threads")),
         (None, None) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let group = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(group.path().join(name), text).unwrap();
+        }
+        group
+    }
+
+    fn is_gone<T>(found: Result<T, Unreadable>) -> bool {
+        matches!(found, Err(Unreadable::Gone))
+    }
+
+    #[test]
+    fn a_server_that_has_lost_a_group_is_gone() {
+        let (one, two) = (group(&[]), group(&[]));
+        let cgroup = Cgroup { cpu: Some(one.path().into()), pids: Some(two.path().into()), ..Cgroup::default() };
+        assert!(Files::find(&cgroup).is_ok());
+        drop(two);
+        assert!(is_gone(Files::find(&cgroup)));
+    }
+
+    #[test]
+    fn a_group_that_loses_its_files_is_gone_before_its_directory_is() {
+        let find = |group: &tempfile::TempDir| {
+            Files::find(&Cgroup { unified: Some(group.path().into()), ..Cgroup::default() })
+        };
+        // Without a controller it is a group like any other.
+        assert!(matches!(find(&group(&[("cgroup.controllers", "io pids\n")])).unwrap().memory, Memory::Uncounted));
+        assert!(is_gone(find(&group(&[("cgroup.controllers", "memory\n")]))));
+        assert!(is_gone(find(&group(&[("cgroup.controllers", "cpu\n")]))));
+        assert!(is_gone(find(&group(&[]))));
+        let whole = group(&[("cgroup.controllers", "memory\n"), ("memory.current", "1\n"), ("memory.max", "2\n")]);
+        let Memory::V2 { limits, swap, .. } = find(&whole).unwrap().memory else { panic!("it is counted") };
+        std::fs::remove_file(whole.path().join("memory.max")).unwrap();
+        assert!(is_gone(limits[0].read(str::to_owned)));
+        // Which a kernel may lack.
+        assert_eq!(swap.read(str::to_owned).unwrap(), None);
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::parse;
+use super::parse::{self, CpuBlock};
 use crate::clock::Now;
 
 /// Host text is read again after this: memory and CPUs may be plugged in and out, frequencies change.
@@ -19,17 +19,23 @@ const KEPT_MS: u64 = 1_000;
 pub struct Host {
     root: PathBuf,
     meminfo: Kept<HostMemory>,
-    cpuinfo: Kept<String>,
+    cpuinfo: Kept<Vec<CpuBlock>>,
     online: Kept<Vec<u32>>,
+    possible: Kept<Vec<u32>>,
     diskstats: Kept<Vec<(u32, u32, String)>>,
+    partitions: Kept<DiskSizes>,
     vmstat: OnceLock<Vec<String>>,
+    schedstat: OnceLock<u64>,
 }
+
+/// Block devices' major and minor numbers, and sizes in blocks of 1 KiB.
+pub type DiskSizes = Vec<(u32, u32, u64)>;
 
 /// What `/proc/meminfo` of the host is needed for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostMemory {
-    /// The whole text: for the names and order of its lines.
-    pub text: String,
+    /// Name and value of each line: for their names and order.
+    pub lines: Vec<(String, String)>,
     /// `MemTotal` in bytes.
     pub total_bytes: u64,
     /// `SwapTotal` in bytes.
@@ -44,23 +50,26 @@ impl Host {
             meminfo: Kept::new(root.join("proc/meminfo")),
             cpuinfo: Kept::new(root.join("proc/cpuinfo")),
             online: Kept::new(root.join("sys/devices/system/cpu/online")),
+            possible: Kept::new(root.join("sys/devices/system/cpu/possible")),
             diskstats: Kept::new(root.join("proc/diskstats")),
+            partitions: Kept::new(root.join("proc/partitions")),
             vmstat: OnceLock::new(),
+            schedstat: OnceLock::new(),
         }
     }
 
     /// Names and totals of `/proc/meminfo`.
     pub fn memory(&self, now: Now) -> io::Result<Arc<HostMemory>> {
         self.meminfo.get(now, |text| HostMemory {
-            text: text.to_owned(),
+            lines: parse::meminfo(text),
             total_bytes: kilobytes(text, "MemTotal"),
             swap_total_bytes: kilobytes(text, "SwapTotal"),
         })
     }
 
-    /// The text of `/proc/cpuinfo`.
-    pub fn cpuinfo(&self, now: Now) -> io::Result<Arc<String>> {
-        self.cpuinfo.get(now, str::to_owned)
+    /// The blocks of `/proc/cpuinfo`.
+    pub fn cpuinfo(&self, now: Now) -> io::Result<Arc<Vec<CpuBlock>>> {
+        self.cpuinfo.get(now, parse::cpuinfo)
     }
 
     /// The CPUs that are online.
@@ -68,9 +77,27 @@ impl Host {
         self.online.get(now, parse::cpu_list)
     }
 
+    /// How many CPUs the kernel has numbers for (`nr_cpu_ids`).
+    pub fn cpu_ids(&self, now: Now) -> io::Result<u32> {
+        Ok(self.possible.get(now, parse::cpu_list)?.last().map_or(1, |last| last + 1))
+    }
+
     /// Names of block devices by number.
     pub fn disks(&self, now: Now) -> io::Result<Arc<Vec<(u32, u32, String)>>> {
         self.diskstats.get(now, |text| text.lines().filter_map(disk_name).collect())
+    }
+
+    /// Sizes of block devices by number, in blocks of 1 KiB.
+    pub fn disk_sizes(&self, now: Now) -> io::Result<Arc<DiskSizes>> {
+        self.partitions.get(now, |text| text.lines().filter_map(disk_size).collect())
+    }
+
+    /// The version of `/proc/schedstat`; 15, of Linux 2.6.30 to 6.10, where this kernel has none.
+    pub fn schedstat_version(&self) -> u64 {
+        *self.schedstat.get_or_init(|| {
+            let text = self.text("proc/schedstat").unwrap_or_default();
+            parse::value(&text, "version").unwrap_or(15)
+        })
     }
 
     /// The names of the lines of `/proc/vmstat`, fixed while the kernel runs.
@@ -81,6 +108,16 @@ impl Host {
         let text = std::fs::read_to_string(self.root.join("proc/vmstat"))?;
         let names = parse::pairs(&text).map(|(name, _)| name.to_owned()).collect();
         Ok(self.vmstat.get_or_init(|| names))
+    }
+
+    /// The text of a file, read now.
+    pub fn text(&self, path: &str) -> io::Result<String> {
+        read_whole(&File::open(self.root.join(path))?)
+    }
+
+    /// Whether there is something at `path`.
+    pub fn has(&self, path: &str) -> io::Result<bool> {
+        self.root.join(path).try_exists()
     }
 
     /// The state letter of one thread; `None` when it has ended.
@@ -102,6 +139,12 @@ fn kilobytes(meminfo: &str, name: &str) -> u64 {
 fn disk_name(line: &str) -> Option<(u32, u32, String)> {
     let mut words = line.split_ascii_whitespace();
     Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?, words.next()?.to_owned()))
+}
+
+/// Number and size of a line of `/proc/partitions`.
+fn disk_size(line: &str) -> Option<(u32, u32, u64)> {
+    let mut words = line.split_ascii_whitespace().map(|word| word.parse::<u64>().ok());
+    Some((u32::try_from(words.next()??).ok()?, u32::try_from(words.next()??).ok()?, words.next()??))
 }
 
 /// A host file that stays open, and what was made of it less than a second ago.

@@ -20,6 +20,18 @@ pub struct Memory {
     pub stat: MemoryStat,
 }
 
+impl Memory {
+    /// What nothing is charged for, in bytes.
+    pub fn free(&self) -> u64 {
+        self.total.saturating_sub(self.used)
+    }
+
+    /// Swap that is not in use, in bytes.
+    pub fn swap_free(&self) -> u64 {
+        self.swap_total.saturating_sub(self.swap_used)
+    }
+}
+
 /// Counters of `memory.stat` of both versions, in bytes, by the names of v2.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names are those of the kernel's documentation of cgroup v2")]
@@ -108,9 +120,12 @@ impl Snapshot<'_> {
             cgroup::Memory::V2 { current, stat, swap, limits, swap_limits, .. } => {
                 memory.used = current.read(parse::number)?.flatten().unwrap_or(0);
                 memory.stat = stat.read(|text| both(memory_stat_v2, text))?.unwrap_or_default();
-                memory.swap_used = swap.read(parse::number)?.flatten().unwrap_or(0);
                 memory.total = tightest(limits, memory.total)?;
-                memory.swap_total = tightest(swap_limits, memory.swap_total)?;
+                // A host without swap has none to give, and none is used.
+                if memory.swap_total > 0 {
+                    memory.swap_used = swap.read(parse::number)?.flatten().unwrap_or(0);
+                    memory.swap_total = tightest(swap_limits, memory.swap_total)?;
+                }
             }
             cgroup::Memory::Uncounted => {}
         }

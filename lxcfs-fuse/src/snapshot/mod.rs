@@ -13,8 +13,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use cgroup::Files;
-pub use host::{Host, HostMemory};
+pub use host::{DiskSizes, Host, HostMemory};
 pub use memory::{Memory, MemoryEvents, MemoryStat};
+pub use parse::CpuBlock;
 
 use crate::clock::Now;
 use crate::load::Tasks;
@@ -49,6 +50,13 @@ pub struct Cpus {
     pub visible: usize,
 }
 
+impl Cpus {
+    /// The host's numbers of the CPUs that are shown: the first ones of the set, in the order of the server's numbers.
+    pub fn visible(&self) -> &[u32] {
+        &self.set[..self.visible.min(self.set.len())]
+    }
+}
+
 /// The CPU time of one of the host's CPUs, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PhysicalCpu {
@@ -58,6 +66,29 @@ pub struct PhysicalCpu {
     pub user_ns: u64,
     /// Time in the kernel.
     pub system_ns: u64,
+}
+
+impl PhysicalCpu {
+    /// Divides the time that it `ran` as user and system time are now divided.
+    ///
+    /// v1's `cpuacct.usage_all` counts a whole tick of the clock for whoever runs when it comes. A quota ends turns
+    /// with ticks, so that more than a third too much was seen; `cpuacct.usage_percpu` is exact (cpuacct.c).
+    fn divide(&mut self, ran_ns: u64) {
+        let sampled = u128::from(self.user_ns) + u128::from(self.system_ns);
+        let system = (u128::from(ran_ns) * u128::from(self.system_ns)).checked_div(sampled).unwrap_or(0);
+        self.system_ns = u64::try_from(system).unwrap_or(ran_ns);
+        self.user_ns = ran_ns - self.system_ns;
+    }
+
+    /// Raises both to those of `later`, and their sum to no more than its sum while neither steps back.
+    ///
+    /// How the time is divided is an estimate that changes either way, and the sum is not (as cputime_adjust()).
+    fn raise_to(&mut self, later: &PhysicalCpu) {
+        let ran_ns = later.user_ns.saturating_add(later.system_ns);
+        let system_ns = self.system_ns.max(later.system_ns);
+        self.user_ns = self.user_ns.max(ran_ns.saturating_sub(system_ns));
+        self.system_ns = self.system_ns.max(ran_ns.saturating_sub(self.user_ns));
+    }
 }
 
 /// Busy time since the cgroup was made, in nanoseconds.
@@ -128,15 +159,50 @@ impl CpuTimes {
             (Busy::PerCpu(mine), Busy::PerCpu(theirs)) => {
                 for cpu in theirs {
                     match mine.iter_mut().find(|mine| mine.number == cpu.number) {
-                        Some(mine) => {
-                            mine.user_ns = mine.user_ns.max(cpu.user_ns);
-                            mine.system_ns = mine.system_ns.max(cpu.system_ns);
-                        }
+                        Some(mine) => mine.raise_to(cpu),
                         None => mine.push(*cpu),
                     }
                 }
             }
             (mine, theirs) => *mine = theirs.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cpu(user_ns: u64, system_ns: u64) -> PhysicalCpu {
+        PhysicalCpu { number: 0, user_ns, system_ns }
+    }
+
+    #[test]
+    fn samples_only_divide_what_ran() {
+        for (sampled, ran_ns, divided) in [
+            (cpu(400, 0), 300, cpu(300, 0)),
+            (cpu(300, 100), 200, cpu(150, 50)),
+            (cpu(0, 0), 7, cpu(7, 0)),
+            (cpu(u64::MAX, u64::MAX), u64::MAX, cpu(u64::MAX / 2 + 1, u64::MAX / 2)),
+        ] {
+            let mut shown = sampled;
+            shown.divide(ran_ns);
+            assert_eq!(shown, divided, "{sampled:?} of {ran_ns}");
+        }
+    }
+
+    #[test]
+    fn a_division_that_changes_moves_no_counter_back_and_keeps_the_sum() {
+        let mut shown = cpu(100, 50);
+        for (later, raised) in [
+            (cpu(90, 70), cpu(100, 60)),
+            (cpu(130, 40), cpu(110, 60)),
+            (cpu(110, 60), cpu(110, 60)),
+            (cpu(10, 20), cpu(110, 60)),
+            (cpu(110, 90), cpu(110, 90)),
+        ] {
+            shown.raise_to(&later);
+            assert_eq!(shown, raised, "{later:?}");
         }
     }
 }
@@ -154,15 +220,6 @@ pub struct Disk {
     pub written_bytes: u64,
     pub discards: u64,
     pub discarded_bytes: u64,
-}
-
-/// A resource whose pressure is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "each is what its name says")]
-pub enum Resource {
-    Cpu,
-    Memory,
-    Io,
 }
 
 /// The host and one server's cgroup files at one instant.
@@ -189,9 +246,29 @@ impl<'a> Snapshot<'a> {
         Ok(self.host.memory(self.now)?)
     }
 
-    /// The host's cpuinfo.
-    pub fn host_cpuinfo(&self) -> Result<Arc<String>, Unreadable> {
+    /// The blocks of the host's cpuinfo.
+    pub fn host_cpuinfo(&self) -> Result<Arc<Vec<CpuBlock>>, Unreadable> {
         Ok(self.host.cpuinfo(self.now)?)
+    }
+
+    /// Sizes of the host's block devices by number, in blocks of 1 KiB.
+    pub fn disk_sizes(&self) -> Result<Arc<DiskSizes>, Unreadable> {
+        Ok(self.host.disk_sizes(self.now)?)
+    }
+
+    /// The version of the kernel's schedstat.
+    pub fn schedstat_version(&self) -> u64 {
+        self.host.schedstat_version()
+    }
+
+    /// A file of the host as it is now, by its path without a leading slash.
+    pub fn host_text(&self, path: &str) -> Result<String, Unreadable> {
+        self.host.text(path).map_err(Unreadable::Io)
+    }
+
+    /// Whether the host has something at a path.
+    pub fn host_has(&self, path: &str) -> Result<bool, Unreadable> {
+        Ok(self.host.has(path)?)
     }
 
     /// The names of the lines of the host's vmstat.
@@ -244,9 +321,14 @@ impl<'a> Snapshot<'a> {
     /// The server's CPU time.
     pub fn cpu_times(&self) -> Result<CpuTimes, Unreadable> {
         match &self.files.cpu_time {
-            cgroup::CpuTime::V1 { usage_all, stat, throttling, .. } => {
+            cgroup::CpuTime::V1 { usage_percpu, usage_all, stat, throttling, .. } => {
                 let busy = match usage_all.read(parse::usage_all)? {
-                    Some(per_cpu) => Busy::PerCpu(per_cpu),
+                    Some(mut cpus) => {
+                        usage_percpu.read(|text| {
+                            cpus.iter_mut().zip(parse::usage_percpu(text)).for_each(|(cpu, ran_ns)| cpu.divide(ran_ns));
+                        })?;
+                        Busy::PerCpu(cpus)
+                    }
                     None => stat.read(busy_of_cpuacct_stat)?.unwrap_or_default(),
                 };
                 let throttled_ns = match throttling {
@@ -294,16 +376,13 @@ impl<'a> Snapshot<'a> {
         Ok(disks)
     }
 
-    /// The text of a `*.pressure` file; `None` where there is no cgroup v2, or the kernel counts no pressure.
-    pub fn pressure(&self, resource: Resource) -> Result<Option<String>, Unreadable> {
-        let Some(sources) = &self.files.pressure else {
-            return Ok(None);
+    /// How many control groups the server has, its own root included.
+    pub fn group_count(&self) -> Result<u64, Unreadable> {
+        let below = match &self.files.groups {
+            Some(source) => source.read(|text| parse::value(text, "nr_descendants"))?.flatten(),
+            None => None,
         };
-        match sources[resource as usize].read(str::to_owned) {
-            // Opened or read with `psi=0`.
-            Err(Unreadable::Io(error)) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
-            other => other,
-        }
+        Ok(below.unwrap_or(0).saturating_add(1))
     }
 
     /// How many tasks the server has; 0 if that is not counted.

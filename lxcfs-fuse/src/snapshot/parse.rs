@@ -18,10 +18,63 @@ pub fn limit(text: &str) -> Option<u64> {
 
 /// The `key value` lines of a flat keyed file; lines of another form are left out.
 pub fn pairs(text: &str) -> impl Iterator<Item = (&str, u64)> {
-    text.lines().filter_map(|line| {
-        let (key, value) = line.split_once(' ')?;
-        Some((key, value.trim().parse().ok()?))
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        while !rest.is_empty() {
+            let (pair, length) = pair(rest);
+            rest = &rest[length..];
+            if pair.is_some() {
+                return pair;
+            }
+        }
+        None
     })
+}
+
+/// The pair in the first line, and the line's length. Each byte is looked at once: `memory.stat` has many, and is read often.
+fn pair(text: &str) -> (Option<(&str, u64)>, usize) {
+    let bytes = text.as_bytes();
+    let is_end = |byte: u8| byte == b' ' || byte == b'\n';
+    let key = bytes.iter().position(|&byte| is_end(byte)).unwrap_or(bytes.len());
+    let (mut at, mut number) = (key + 1, Some(0_u64));
+    while let Some(digit) = bytes.get(at).map(|byte| byte.wrapping_sub(b'0')).filter(|digit| *digit <= 9) {
+        number = number.and_then(|number| number.checked_mul(10)?.checked_add(digit.into()));
+        at += 1;
+    }
+    if bytes.get(key) == Some(&b' ') && at > key + 1 && matches!(bytes.get(at), None | Some(b'\n')) {
+        return (number.map(|number| (&text[..key], number)), bytes.len().min(at + 1));
+    }
+    let end = bytes[key..].iter().position(|&byte| byte == b'\n');
+    (None, end.map_or(bytes.len(), |end| key + end + 1))
+}
+
+/// Name and value of each line of `/proc/meminfo`, the value with the blanks before it.
+pub fn meminfo(text: &str) -> Vec<(String, String)> {
+    let lines = text.lines().filter_map(|line| line.split_once(':'));
+    lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// A block of `/proc/cpuinfo`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CpuBlock {
+    /// The number of the CPU that it describes; `None` for one about the machine as a whole (arm).
+    pub number: Option<u32>,
+    /// Its lines, and of each the key with the tabs after it; an empty one where a line has none.
+    pub lines: Vec<(String, String)>,
+}
+
+/// The blocks of `/proc/cpuinfo`.
+pub fn cpuinfo(text: &str) -> Vec<CpuBlock> {
+    let blocks = text.split_terminator("\n\n").map(|block| block.trim_matches('\n'));
+    blocks.filter(|block| !block.trim().is_empty()).map(cpu_block).collect()
+}
+
+fn cpu_block(block: &str) -> CpuBlock {
+    let key = |line: &str| line.split_once(':').map_or("", |(key, _)| key).to_owned();
+    let lines: Vec<_> = block.lines().map(|line| (key(line), line.to_owned())).collect();
+    let first = lines.first().filter(|(key, _)| key.trim_end() == "processor");
+    let number = first.and_then(|(_, line)| line.split_once(':')?.1.trim().parse().ok());
+    CpuBlock { number, lines }
 }
 
 /// The value of one key of a flat keyed file.
@@ -58,7 +111,7 @@ pub fn cpus_of(quota_us: u64, period_us: u64) -> Option<u64> {
     (period_us > 0).then(|| quota_us.div_ceil(period_us).max(1))
 }
 
-/// One line of v1's `cpuacct.usage_all`: CPU, nanoseconds in user mode and in the kernel.
+/// v1's `cpuacct.usage_all`: of each CPU its nanoseconds in user mode and in the kernel, as far as the kernel knows them.
 pub fn usage_all(text: &str) -> Vec<super::PhysicalCpu> {
     text.lines()
         .filter_map(|line| {
@@ -70,6 +123,11 @@ pub fn usage_all(text: &str) -> Vec<super::PhysicalCpu> {
             })
         })
         .collect()
+}
+
+/// v1's `cpuacct.usage_percpu`: nanoseconds of each CPU, in the order of the lines of `cpuacct.usage_all`.
+pub fn usage_percpu(text: &str) -> impl Iterator<Item = u64> {
+    text.split_ascii_whitespace().map_while(|word| word.parse().ok())
 }
 
 /// The state letter of `/proc/PID/task/TID/stat`, which follows the last `)`.
@@ -158,6 +216,15 @@ mod tests {
         assert_eq!(cpu_list("\n"), [0u32; 0]);
         assert_eq!(cpu_list("x,3-1,5"), [5]);
         assert_eq!(cpu_list("0-4294967295").len(), 8192);
+    }
+
+    #[test]
+    fn a_pair_is_a_key_a_blank_and_a_number() {
+        let text = "a 1\nb\nc  2\nd 18446744073709551615\ne 18446744073709551616\n\nf -1\ng 1 2\n 3\nh \n4\ni 5\r\nj 7";
+        let found: Vec<_> = pairs(text).collect();
+        assert_eq!(found, [("a", 1), ("d", u64::MAX), ("", 3), ("j", 7)]);
+        assert_eq!(pairs("\n\na 0\n").collect::<Vec<_>>(), [("a", 0)]);
+        assert_eq!(pairs("a ").chain(pairs("")).chain(pairs("ü ü")).count(), 0);
     }
 
     #[test]

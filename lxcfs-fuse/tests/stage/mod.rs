@@ -21,10 +21,7 @@ pub struct Stage {
 impl Stage {
     /// Makes the cgroup and the registration; starts nothing.
     pub fn new(program: &Path) -> Stage {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("lxcfs-fuse-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let group = Group::new(&Hierarchies::detect().expect("find the cgroup hierarchies"), &name);
-        group.create().expect("create a cgroup");
+        let group = new_group();
         let directory = tempfile::tempdir().expect("make a temporary directory");
         std::fs::create_dir(directory.path().join("servers")).expect("make the directory of registrations");
         let stage = Stage { program: program.to_owned(), directory, group };
@@ -49,9 +46,14 @@ impl Stage {
 
     /// Registers the stage's cgroup as server `id`, started 100 s ago.
     pub fn register(&self, id: u64) {
+        self.register_group(id, &self.group);
+    }
+
+    /// Registers a cgroup as server `id`, started 100 s ago.
+    pub fn register_group(&self, id: u64, group: &Group) {
         let started = Now::read().boottime_ns.saturating_sub(100_000_000_000);
         let mut text = format!("name = \"stage\"\nstarted_boottime_ns = {started}\n\n[cgroup]\n");
-        if let Some(directory) = self.group.unified_directory() {
+        if let Some(directory) = group.unified_directory() {
             text += &format!("unified = {directory:?}\n");
         }
         for controller in [
@@ -63,8 +65,8 @@ impl Stage {
             Controller::Pids,
         ] {
             // On pure v2 only the unified directory is registered.
-            let directory = self.group.directory(controller);
-            if let Some(directory) = directory.filter(|found| Some(found) != self.group.unified_directory().as_ref()) {
+            let directory = group.directory(controller);
+            if let Some(directory) = directory.filter(|found| Some(found) != group.unified_directory().as_ref()) {
                 text += &format!("{} = {directory:?}\n", controller.as_str());
             }
         }
@@ -107,6 +109,15 @@ impl Stage {
         let run = self.run();
         kernel::mount::parse_mountinfo(&mounts).iter().any(|mount| mount.mount_point.starts_with(&run))
     }
+}
+
+/// A cgroup that nobody else has.
+pub fn new_group() -> Group {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("lxcfs-fuse-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let group = Group::new(&Hierarchies::detect().expect("find the cgroup hierarchies"), &name);
+    group.create().expect("create a cgroup");
+    group
 }
 
 impl Drop for Stage {
