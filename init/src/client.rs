@@ -52,6 +52,7 @@ enum Command {
 }
 
 /// Runs the command line and tells how it went.
+#[inline(never)]
 pub fn run() -> ExitCode {
     let arguments: Vec<String> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     let command = match parse(&arguments) {

@@ -9,7 +9,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,14 +20,17 @@ pub const SOCKET: &str = "/run/vsinit/control";
 pub const MAX_REQUEST_BYTES: usize = 4096;
 
 /// A client gives up on a longer reply; the server cuts logs well below it.
-const MAX_REPLY_BYTES: u64 = 1024 * 1024;
+const MAX_REPLY_BYTES: usize = 1024 * 1024;
 
 /// How long a client waits for the reply unless it says otherwise. Stopping a service may take as long as
 /// the longest `stop_timeout_ms`, and the reply comes when it is down.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(600);
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Nothing has to be waited for to hand out the consoles.
-const CONSOLES_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long [`consoles`] takes at most: nothing has to be waited for to hand them out.
+pub const CONSOLES_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// 255 ttys at most, a console and a notify socket; the kernel passes 253 at a time.
+const MAX_DESCRIPTORS: usize = 253;
 
 /// What a client may ask.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,8 +151,7 @@ pub enum Error {
 ///
 /// From outside, a guest path must not be followed blindly: see [`call_descriptor`].
 pub fn call(path: &Path, request: &Request) -> Result<Reply, Error> {
-    let (reply, _descriptors) = exchange(connect(path)?, request, REPLY_TIMEOUT)?;
-    Ok(reply)
+    Ok(exchange(path, request, REPLY_TIMEOUT, 0)?.0)
 }
 
 /// Asks the vsinit behind an `O_PATH` descriptor of its socket.
@@ -161,16 +163,15 @@ pub fn call_descriptor(socket: BorrowedFd, request: &Request) -> Result<Reply, E
     call_within(socket, request, REPLY_TIMEOUT)
 }
 
-/// [`call_descriptor`] with an end to the patience: a guest's vsinit is the guest's, and may never
-/// answer. `timeout` is for each piece of the reply, and not zero.
+/// [`call_descriptor`] with another end to the patience: a guest's vsinit is the guest's, and may never
+/// answer, or a byte now and then. `timeout` is for all of the conversation.
 pub fn call_within(socket: BorrowedFd, request: &Request, timeout: Duration) -> Result<Reply, Error> {
-    let (reply, _descriptors) = exchange(connect(&descriptor_path(socket))?, request, timeout)?;
-    Ok(reply)
+    Ok(exchange(&descriptor_path(socket), request, timeout, 0)?.0)
 }
 
 /// Fetches the console's master, those of tty1 … ttyN and the notify socket, in this order.
 pub fn consoles(socket: BorrowedFd) -> Result<Vec<OwnedFd>, Error> {
-    match exchange(connect(&descriptor_path(socket))?, &Request::Consoles, CONSOLES_TIMEOUT)? {
+    match exchange(&descriptor_path(socket), &Request::Consoles, CONSOLES_TIMEOUT, MAX_DESCRIPTORS)? {
         (Reply::Consoles { count }, descriptors) if descriptors.len() == count as usize => Ok(descriptors),
         (Reply::Failed { message }, _) => Err(Error::Answer(message)),
         (reply, descriptors) => Err(Error::Answer(format!("{reply:?} with {} descriptors", descriptors.len()))),
@@ -181,46 +182,90 @@ fn descriptor_path(socket: BorrowedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", socket.as_raw_fd()))
 }
 
-fn connect(path: &Path) -> Result<UnixStream, Error> {
-    UnixStream::connect(path).map_err(|source| Error::Connect { path: path.into(), source })
-}
-
-/// The whole conversation: request, end of sending, reply, end.
-fn exchange(mut stream: UnixStream, request: &Request, timeout: Duration) -> Result<(Reply, Vec<OwnedFd>), Error> {
+/// The whole conversation: request, end of sending, reply, end. At most `most_descriptors` are taken.
+fn exchange(
+    path: &Path,
+    request: &Request,
+    timeout: Duration,
+    most_descriptors: usize,
+) -> Result<(Reply, Vec<OwnedFd>), Error> {
     let talk = |operation| move |source| Error::Talk { operation, source };
     let text = toml::to_string(request).map_err(Error::Write)?;
-    stream.set_read_timeout(Some(timeout)).map_err(talk("set a time-out"))?;
-    stream.set_write_timeout(Some(timeout)).map_err(talk("set a time-out"))?;
+    let end = Instant::now() + timeout;
+    let mut stream = connect(path, end)?;
+    stream.set_write_timeout(Some(left(end).map_err(talk("send the request"))?)).map_err(talk("set a time-out"))?;
     stream.write_all(text.as_bytes()).map_err(talk("send the request"))?;
     stream.shutdown(Shutdown::Write).map_err(talk("end the request"))?;
-    let (mut reply, descriptors) = receive_first(&stream).map_err(talk("receive the reply"))?;
-    let mut rest = (&stream).take(MAX_REPLY_BYTES);
-    rest.read_to_end(&mut reply).map_err(talk("receive the reply"))?;
+    let (reply, descriptors) = receive(&stream, end, most_descriptors).map_err(talk("receive the reply"))?;
     let reply = String::from_utf8_lossy(&reply);
     Ok((toml::from_str(&reply).map_err(Error::Parse)?, descriptors))
 }
 
-/// The first piece of the reply with the descriptors that travel on its first byte.
-fn receive_first(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+/// A listener that accepts nothing lets others wait as soon as its queue is full: until `end`.
+fn connect(path: &Path, end: Instant) -> Result<UnixStream, Error> {
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let connected = || -> io::Result<UnixStream> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // Of sending: connect(2) goes by it (socket(7)).
+        set_socket_timeout(&socket, Timeout::Send, Some(left(end)?))?;
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(socket.into())
+    };
+    connected().map_err(|source| Error::Connect { path: path.into(), source })
+}
+
+/// What is left until `end`; an error when it has come.
+fn left(end: Instant) -> io::Result<Duration> {
+    let left = end.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+/// The reply to its end, with the descriptors that travel on its first byte. A peer that says a byte now and then does not
+/// make it later.
+fn receive(mut stream: &UnixStream, end: Instant, most_descriptors: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut piece = [0; 4096];
+    stream.set_read_timeout(Some(left(end)?))?;
+    let (length, descriptors) = receive_first(stream, &mut piece, most_descriptors)?;
+    let mut reply = piece[..length].to_vec();
+    let mut length = length;
+    while length > 0 {
+        stream.set_read_timeout(Some(left(end)?))?;
+        length = stream.read(&mut piece)?;
+        reply.extend_from_slice(&piece[..length]);
+        if reply.len() > MAX_REPLY_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too long"));
+        }
+    }
+    Ok((reply, descriptors))
+}
+
+/// The first piece of the reply and what came with it. Without room for descriptors none becomes ours: only closing one
+/// of a guest's can take for ever.
+fn receive_first(stream: &UnixStream, piece: &mut [u8], most: usize) -> io::Result<(usize, Vec<OwnedFd>)> {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-    let mut bytes = vec![0; 4096];
-    // 255 ttys at most, a console and a notify socket; the kernel passes 253 at a time.
-    let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let size = if most == 0 { 0 } else { rustix::cmsg_space!(ScmRights(most)) };
+    let mut space = vec![std::mem::MaybeUninit::uninit(); size];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut slices = [IoSliceMut::new(&mut bytes)];
-    let received = recvmsg(stream.as_fd(), &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let received = loop {
+        match recvmsg(stream.as_fd(), &mut [IoSliceMut::new(piece)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => break other?,
+        }
+    };
     let mut descriptors = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             descriptors.extend(rights);
         }
     }
-    bytes.truncate(received.bytes);
-    Ok((bytes, descriptors))
+    Ok((received.bytes, descriptors))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
     #[test]
@@ -254,6 +299,73 @@ mod tests {
     fn a_request_is_readable_text() {
         let request = Request::Stop { name: "crond".into() };
         assert_eq!(toml::to_string(&request).unwrap(), "request = \"stop\"\nname = \"crond\"\n");
+    }
+
+    /// Has a peer that does `answer`, and asks it with some patience.
+    fn ask(answer: impl FnOnce(UnixListener) + Send + 'static) -> Result<Reply, Error> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control");
+        let listener = UnixListener::bind(&path).unwrap();
+        let peer = std::thread::spawn(move || answer(listener));
+        let reply = exchange(&path, &Request::List, Duration::from_millis(300), 0);
+        peer.join().unwrap();
+        Ok(reply?.0)
+    }
+
+    fn is_late(reply: Result<Reply, Error>) -> bool {
+        let late = |source: io::Error| matches!(source.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock);
+        match reply {
+            Err(Error::Connect { source, .. } | Error::Talk { source, .. }) => late(source),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_peer_that_dribbles_is_late() {
+        // Each piece comes in time, and in the end it is an answer: after three seconds.
+        let reply = ask(|listener| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut text = vec![b'#'; 60];
+            text.extend_from_slice(b"\nreply = \"done\"\n");
+            for byte in text {
+                std::thread::sleep(Duration::from_millis(50));
+                if stream.write_all(&[byte]).is_err() {
+                    return;
+                }
+            }
+        });
+        assert!(is_late(reply));
+    }
+
+    #[test]
+    fn a_peer_that_never_answers_is_late() {
+        assert!(is_late(ask(|listener| {
+            let (mut stream, _) = listener.accept().unwrap();
+            // Until the other has given up.
+            let _ = stream.read_to_end(&mut Vec::new());
+            let _ = stream.write_all(b"").map(|()| std::thread::sleep(Duration::from_millis(500)));
+        })));
+    }
+
+    #[test]
+    fn a_listener_whose_queue_is_full_is_late() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control");
+        let listener = UnixListener::bind(&path).unwrap();
+        // A queue of one (listen(2) counts from nothing), and one that waits in it.
+        rustix::net::listen(&listener, 0).unwrap();
+        let _first = UnixStream::connect(&path).unwrap();
+        assert!(is_late(exchange(&path, &Request::List, Duration::from_millis(300), 0).map(|(reply, _)| reply)));
+    }
+
+    #[test]
+    fn a_reply_without_end_is_refused() {
+        let reply = ask(|listener| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let piece = vec![b'#'; 1 << 16];
+            while stream.write_all(&piece).is_ok() {}
+        });
+        assert!(matches!(reply, Err(Error::Talk { source, .. }) if source.kind() == io::ErrorKind::InvalidData));
     }
 
     #[test]

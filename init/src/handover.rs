@@ -17,6 +17,9 @@ pub const VERSION: u32 = 1;
 /// The descriptor on which vsinit looks for its handover.
 pub const DESCRIPTOR: RawFd = 3;
 
+/// Where the guest's init finds the socket to say that it is ready; the monitor reads it.
+pub const NOTIFY_SOCKET: &str = "/run/host/notify";
+
 /// More than any real handover; a longer one is refused instead of read into memory.
 const MAX_BYTES: u64 = 1024 * 1024;
 
@@ -100,7 +103,7 @@ pub enum MountKind {
     Directory,
 }
 
-/// The system-call filter's two switches; the same as the kernel crate's profile.
+/// The system-call filter's switches; the same as the kernel crate's profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SeccompProfile {
@@ -108,6 +111,9 @@ pub struct SeccompProfile {
     pub migratable: bool,
     /// The server has the host's user namespace.
     pub privileged: bool,
+    /// `sysinfo` and `sched_getaffinity` are answered by who holds the listener.
+    #[serde(default)]
+    pub listened: bool,
 }
 
 /// The packets on [`Handover::channel`].
@@ -117,7 +123,8 @@ pub mod word {
     pub const PREPARED: &str = "prepared";
     /// Monitor → vsinit: the network is there, go on.
     pub const PROCEED: &str = "proceed";
-    /// vsinit → monitor: stop signals are no longer lost.
+    /// vsinit → monitor: stop signals are no longer lost. With the listener, when the filter has one: until the monitor has
+    /// seen to it that somebody answers, those calls wait.
     pub const RUNNING: &str = "running";
     /// vsinit → monitor, followed by the chain of causes; exit 1 comes next.
     pub const FAILED_PREFIX: &str = "failed: ";
@@ -219,7 +226,7 @@ mod tests {
             read_only: vec!["/proc/sys".into()],
             ttys: 4,
             capabilities: 0x1ff_ffff_ffff,
-            seccomp: Some(SeccompProfile { migratable: true, privileged: false }),
+            seccomp: Some(SeccompProfile { migratable: true, privileged: false, listened: true }),
             privileged: false,
             environment: BTreeMap::from([("LANG".into(), "C.UTF-8".into())]),
         }

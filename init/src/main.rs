@@ -21,12 +21,13 @@ mod service;
 mod state;
 mod supervise;
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::process::ExitCode;
 
 use init::handover::{self, Handover, Role, word};
 use kernel::channel::Channel;
 use kernel::process::{adopt_descriptor, close_from};
+use kernel::seccomp::Listener;
 
 use failure::{During, Failure, Result, chain};
 use supervise::Supervisor;
@@ -37,13 +38,16 @@ fn main() -> ExitCode {
         return client::run();
     }
     match boot() {
+        // What booting had on the stack is gone by now: it would stay for the server's life.
+        Ok(mut supervisor) => supervisor.run(),
         Err(error) => log::error!("{}", chain(&error)),
     }
     ExitCode::FAILURE
 }
 
-/// The story of a server, up to the words that the monitor waits for.
-fn boot() -> Result<std::convert::Infallible> {
+/// The story of a server, up to the words that the monitor waits for. Returns when there is something to supervise.
+#[inline(never)]
+fn boot() -> Result<Supervisor> {
     let document = adopt_descriptor(handover::DESCRIPTOR).during(|| "find the handover on descriptor 3".into())?;
     let handover = Handover::read(document).during(|| "take over".into())?;
     let channel = adopt_descriptor(handover.channel).map(Channel::from);
@@ -56,18 +60,20 @@ fn boot() -> Result<std::convert::Infallible> {
     })
 }
 
-fn live(handover: Handover, channel: &Channel) -> Result<std::convert::Infallible> {
+fn live(handover: Handover, channel: &Channel) -> Result<Supervisor> {
     // First of all: whatever else the host left open here is none of the guest's business.
     close_from(3, &expected(&handover)).during(|| "close the host's descriptors".into())?;
     let prepared = prepare::prepare(&handover)?;
     say(channel, word::PREPARED, &prepared.descriptors())?;
     wait_for_network(channel)?;
     // Last, because preparing takes rights that the guest does not get.
-    prepare::confine(&handover)?;
+    let listener = prepare::confine(&handover)?;
+    // Called once, and drops the listener: nobody inside is to have it.
+    let running = || running(channel, listener);
     match &handover.role {
-        Role::Exec { argv } => exec::take_over(argv, &handover, prepared, || running(channel)),
-        Role::Supervise => supervise(Supervisor::start_services, handover, prepared, channel),
-        Role::Rescue => supervise(Supervisor::start_rescue, handover, prepared, channel),
+        Role::Exec { argv } => match exec::take_over(argv, &handover, prepared, running)? {},
+        Role::Supervise => supervise(Supervisor::start_services, handover, prepared, running),
+        Role::Rescue => supervise(Supervisor::start_rescue, handover, prepared, running),
     }
 }
 
@@ -75,14 +81,14 @@ fn supervise(
     start: fn(&mut Supervisor),
     handover: Handover,
     prepared: prepare::Prepared,
-    channel: &Channel,
-) -> Result<std::convert::Infallible> {
+    running: impl FnOnce() -> Result<()>,
+) -> Result<Supervisor> {
     prepare::take_console(true)?;
     let mut supervisor = Supervisor::new(prepared, handover.environment)?;
-    running(channel)?;
+    running()?;
     last_resort::set_up();
     start(&mut supervisor);
-    supervisor.run()
+    Ok(supervisor)
 }
 
 fn expected(handover: &Handover) -> Vec<RawFd> {
@@ -99,8 +105,9 @@ fn wait_for_network(channel: &Channel) -> Result<()> {
     }
 }
 
-fn running(channel: &Channel) -> Result<()> {
-    say(channel, word::RUNNING, &[])
+fn running(channel: &Channel, listener: Option<Listener>) -> Result<()> {
+    let listener: Vec<std::os::fd::BorrowedFd<'_>> = listener.iter().map(AsFd::as_fd).collect();
+    say(channel, word::RUNNING, &listener)
 }
 
 fn say(channel: &Channel, word: &str, descriptors: &[std::os::fd::BorrowedFd]) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The end of the server: what the signals mean, and the way down to reboot(2).
 
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use init::control::Request;
@@ -7,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::system::{RebootCommand, reboot};
 
+use crate::prepare::NOTIFY_SOCKET;
 use crate::supervise::reap::{self, Children};
 
 /// How the server ends.
@@ -94,12 +96,31 @@ pub fn now(power: Power) -> ! {
         Power::Reboot => RebootCommand::Restart,
         Power::Halt => RebootCommand::Halt,
     };
+    tell(power);
     // In a pid namespace this kills init: it returns only on failure.
     if let Err(error) = reboot(command) {
         log::error!("cannot {}: {error}", power.as_str());
     }
     // The server is down; without CAP_SYS_BOOT this is the only way left to say so.
     std::process::exit(0)
+}
+
+/// Tells the monitor what comes, as systemd does (`X_SYSTEMD_SHUTDOWN` in systemd(1)): a monitor that has adopted the server
+/// is not its parent, and no kernel before 6.15 says to anybody else how a process ended.
+fn tell(power: Power) {
+    let word = match power {
+        Power::Poweroff => "poweroff",
+        Power::Reboot => "reboot",
+        Power::Halt => "halt",
+    };
+    let said = UnixDatagram::unbound().and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        socket.send_to(format!("X_SYSTEMD_SHUTDOWN={word}\n").as_bytes(), NOTIFY_SOCKET)
+    });
+    // The kernel says the same to the parent; only an adopted server needs this.
+    if let Err(error) = said {
+        log::debug!("cannot tell the monitor: {error}");
+    }
 }
 
 /// Saves the server's own file system.

@@ -23,8 +23,7 @@ use crate::failure::{During, Result};
 pub use confine::confine;
 pub use consoles::take_console;
 
-/// The notify socket of the guest's init, which the monitor reads.
-pub const NOTIFY_SOCKET: &str = "/run/host/notify";
+pub use init::handover::NOTIFY_SOCKET;
 
 /// What the prepared server shares with its monitor.
 pub struct Prepared {

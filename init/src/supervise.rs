@@ -25,6 +25,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use kernel::process;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -48,6 +49,9 @@ const LOGS: &str = "/var/log/vsinit";
 /// does not end (uninterruptible sleep).
 const SHUTDOWN_MARGIN: Duration = Duration::from_secs(10);
 
+/// After this long without an event, memory that is not in use goes back to the kernel.
+const REST: Duration = Duration::from_millis(100);
+
 /// What the supervisor has in its hands.
 pub struct Supervisor {
     services: BTreeMap<String, Service>,
@@ -63,6 +67,8 @@ pub struct Supervisor {
     shutdown: Option<Shutdown>,
     /// Whether the monitor was told that the boot is over.
     told_ready: bool,
+    /// Whether nothing has happened since memory was given back.
+    rested: bool,
 }
 
 struct Shutdown {
@@ -110,6 +116,7 @@ impl Supervisor {
             prepared,
             shutdown: None,
             told_ready: false,
+            rested: false,
         })
     }
 
@@ -138,36 +145,52 @@ impl Supervisor {
     }
 
     /// Supervises until the server ends.
-    pub fn run(mut self) -> ! {
+    pub fn run(&mut self) -> ! {
         loop {
             self.settle();
-            for source in self.wait() {
-                match source {
-                    Source::Signals => self.receive_signals(),
-                    Source::Control => self.control.accept(),
-                    Source::Client(index) => self.serve(index),
-                    Source::Notify(name) => self.receive_notification(&name),
-                    Source::Output(name) => self.drain(&name),
-                }
-            }
-            self.control.drop_finished();
-            self.fire_timers();
+            let sources = self.wait();
+            self.act_on(sources);
         }
     }
 
+    // Out of line, as is what else is called by the loop: it sleeps on a small stack then.
+    #[inline(never)]
+    fn act_on(&mut self, sources: Vec<Source>) {
+        for source in sources {
+            match source {
+                Source::Signals => self.receive_signals(),
+                Source::Control => self.control.accept(),
+                Source::Client(index) => self.serve(index),
+                Source::Notify(name) => self.receive_notification(&name),
+                Source::Output(name) => self.drain(&name),
+            }
+        }
+        self.control.drop_finished();
+        self.fire_timers();
+    }
+
     /// Sleeps until something is readable or a timer is due.
-    fn wait(&self) -> Vec<Source> {
-        let timeout = self.next_timer().map(|at| {
-            let left = at.saturating_duration_since(Instant::now());
-            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
-        });
+    #[inline(never)]
+    fn wait(&mut self) -> Vec<Source> {
+        let rest = (!self.rested).then_some(REST);
+        let timer = self.next_timer().map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = rest.into_iter().chain(timer).min();
+        let timeout =
+            timeout.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
         let (sources, mut polled): (Vec<Source>, Vec<PollFd>) =
             self.sources().map(|(source, fd)| (source, PollFd::from_borrowed_fd(fd, PollFlags::IN))).unzip();
         if poll(&mut polled, timeout.as_ref()).is_err() {
             return Vec::new();
         }
         let ready = polled.iter().map(|fd| !fd.revents().is_empty());
-        sources.into_iter().zip(ready).filter_map(|(source, ready)| ready.then_some(source)).collect()
+        let ready: Vec<Source> =
+            sources.into_iter().zip(ready).filter_map(|(source, ready)| ready.then_some(source)).collect();
+        let rested = ready.is_empty();
+        if rested && !self.rested {
+            process::give_memory_back();
+        }
+        self.rested = rested;
+        ready
     }
 
     fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
@@ -309,6 +332,7 @@ impl Supervisor {
 
     /// Lets every service go on that waits for others, until nothing changes any more; then
     /// answers who waits for a result.
+    #[inline(never)]
     fn settle(&mut self) {
         while let Some((name, event)) = self.services.keys().find_map(|name| self.due(name)) {
             if event == Event::DependencyFailed {

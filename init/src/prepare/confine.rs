@@ -1,9 +1,9 @@
 //! The last doors to close before the role begins: keyring, limits, capabilities, system calls.
 
-use init::handover::Handover;
+use init::handover::{Handover, SeccompProfile};
 use kernel::capability::{self, Set};
 use kernel::keyring;
-use kernel::seccomp::{Filter, Profile};
+use kernel::seccomp::{Filter, Listener, Profile};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -24,7 +24,9 @@ const LIMITS: [(Resource, Option<u64>, Option<u64>); 8] = [
 ];
 
 /// Gives up what the server is not to have. Nothing that is needed to prepare works after it.
-pub fn confine(handover: &Handover) -> Result<()> {
+///
+/// Returns the filter's listener, when it has one: from then on some calls wait until the monitor has it.
+pub fn confine(handover: &Handover) -> Result<Option<Listener>> {
     match keyring::join_new_session() {
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
         joined => joined.during(|| "leave the host's session keyring".into())?,
@@ -33,12 +35,14 @@ pub fn confine(handover: &Handover) -> Result<()> {
     // The bounding set before the filter: the filter may refuse prctl's more exotic uses.
     let keep = Set::from_bits(handover.capabilities);
     capability::limit_bounding(keep).during(|| "limit the capabilities".into())?;
-    if let Some(profile) = handover.seccomp {
-        let profile = Profile { migratable: profile.migratable, privileged: profile.privileged };
-        Filter::compile(&profile).install().during(|| "install the system-call filter".into())?;
+    let mut listener = None;
+    if let Some(SeccompProfile { migratable, privileged, listened }) = handover.seccomp {
+        let profile = Profile { migratable, privileged, listened };
+        listener = Filter::compile(&profile).install().during(|| "install the system-call filter".into())?;
     }
     // After the filter, which takes CAP_SYS_ADMIN to install.
-    limit_own(keep).during(|| "limit the capabilities".into())
+    limit_own(keep).during(|| "limit the capabilities".into())?;
+    Ok(listener)
 }
 
 /// This process too keeps no more. Nothing is inheritable: a root program gets its capabilities

@@ -109,7 +109,19 @@ pub fn fill_run(handover: &Handover) -> Result<()> {
     directory("/run/host", 0o755)?;
     write("/run/host/container-manager", "vsos\n")?;
     write("/run/host/container-uuid", &format!("{}\n", handover.uuid))?;
-    directory("/run/lock", 0o1777)
+    directory("/run/lock", 0o1777)?;
+    if handover.seccomp.is_some_and(|profile| profile.migratable) {
+        without_pressure_triggers()?;
+    }
+    Ok(())
+}
+
+/// Tells systemd (≥ 254) not to wait for memory pressure, for itself or its services: no checkpoint can hold a trigger of the kernel's, and who
+/// waits at a file that has lost its own is woken for ever. What the guest says in /etc comes after this, and wins.
+fn without_pressure_triggers() -> Result<()> {
+    const DIRECTORY: &str = "/run/systemd/system.conf.d";
+    directory(DIRECTORY, 0o755)?;
+    write(&format!("{DIRECTORY}/10-migratable.conf"), "[Manager]\nDefaultMemoryPressureWatch=off\n")
 }
 
 /// Makes a directory with a mode that the umask does not change.

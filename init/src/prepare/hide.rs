@@ -2,6 +2,7 @@
 //!
 //! Runs inside the new root, where /proc and /sys are the kernel's and no link leads elsewhere.
 
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use kernel::mount::{Attributes, Tree};
@@ -48,18 +49,28 @@ pub fn hide(masked: &[PathBuf], read_only: &[PathBuf]) -> Result<()> {
     for path in read_only.iter().filter(|path| exists(path)) {
         make_read_only(path).during(|| format!("make {} read-only", path.display()))?;
     }
-    for path in masked.iter().filter(|path| exists(path)) {
-        mask(path).during(|| format!("mask {}", path.display()))?;
+    for path in masked {
+        let found = match path.metadata() {
+            Ok(found) => found,
+            // What cannot be looked at here, nobody inside can look at either.
+            Err(error) if is_out_of_sight(&error) => continue,
+            Err(error) => return Err(error).during(|| format!("look at {}", path.display())),
+        };
+        mask(path, found.is_dir()).during(|| format!("mask {}", path.display()))?;
     }
     Ok(())
+}
+
+fn is_out_of_sight(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied)
 }
 
 fn exists(path: &Path) -> bool {
     rustix::fs::access(path, Access::EXISTS).is_ok()
 }
 
-fn mask(path: &Path) -> kernel::Result<()> {
-    let cover = if path.is_dir() { EMPTY_DIRECTORY } else { EMPTY_FILE };
+fn mask(path: &Path, is_directory: bool) -> kernel::Result<()> {
+    let cover = if is_directory { EMPTY_DIRECTORY } else { EMPTY_FILE };
     let tree = Tree::clone_of(Path::new(cover))?;
     tree.set_attributes(Attributes::READ_ONLY | Attributes::NOSUID | Attributes::NODEV | Attributes::NOEXEC, false)?;
     tree.attach(path)

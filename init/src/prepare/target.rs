@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use kernel::file::open_beneath_with;
 use kernel::{Error, Result};
@@ -26,19 +26,15 @@ pub fn open_root(stage: &Path) -> crate::failure::Result<OwnedFd> {
 
 /// The directory at `path` below `root`, made with those above it where they are missing.
 pub fn directory(root: &OwnedFd, path: &Path) -> Result<OwnedFd> {
-    let mut reached = PathBuf::from("/");
-    let mut here = open(root, &reached, OFlags::DIRECTORY)?;
-    for name in names(path)? {
-        reached.push(name);
-        here = match open(root, &reached, OFlags::DIRECTORY) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                make_directory(&here, name, &reached)?;
-                open(root, &reached, OFlags::DIRECTORY)?
-            }
-            found => found?,
-        };
-    }
-    Ok(here)
+    names(path)?;
+    // The whole path at once: almost every directory is there.
+    let error = match open(root, path, OFlags::DIRECTORY) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => error,
+        found => return found,
+    };
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else { return Err(error) };
+    make_directory(&directory(root, above)?, name, path)?;
+    open(root, path, OFlags::DIRECTORY)
 }
 
 /// The file (or node, or socket) at `path` below `root`, made empty where it is missing.

@@ -95,11 +95,12 @@ fn c_string(text: String) -> Result<CString> {
 /// The user and groups of the service, from the guest's own files, and the variables that login
 /// would set. Nothing when the service stays root.
 fn identity(file: &ServiceFile, environment: &mut BTreeMap<String, String>) -> Result<Option<Identity>> {
-    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    // Most services stay root: for them nothing is read.
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let groups = if file.user.is_some() || file.group.is_some() { read("/etc/group") } else { String::new() };
     let user = match &file.user {
         None => None,
-        Some(name) => Some(match accounts::user(&passwd, name) {
+        Some(name) => Some(match accounts::user(&read("/etc/passwd"), name) {
             Some(user) => user,
             // A number needs no line in the file.
             None => number_as_user(name).ok_or_else(|| Failure::new(format!("no user '{name}'")))?,

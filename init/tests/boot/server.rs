@@ -105,7 +105,7 @@ impl Plan {
             read_only: vec!["/proc/sys".into()],
             ttys: 2,
             capabilities: Set::default_for_servers().bits(),
-            seccomp: Some(SeccompProfile { migratable: false, privileged: false }),
+            seccomp: Some(SeccompProfile { migratable: false, privileged: false, listened: false }),
             privileged: false,
             environment: [("LANG".to_string(), "C.UTF-8".to_string())].into(),
         };
@@ -115,7 +115,7 @@ impl Plan {
     /// Without a user namespace.
     pub fn privileged(mut self) -> Plan {
         self.handover.privileged = true;
-        self.handover.seccomp = Some(SeccompProfile { migratable: false, privileged: true });
+        self.handover.seccomp = Some(SeccompProfile { migratable: false, privileged: true, listened: false });
         self
     }
 
@@ -260,7 +260,11 @@ fn become_vsinit(go: &OwnedFd, inherited: &Inherited) -> ! {
             process::keep_across_exec(fd)?;
         }
         process::place_descriptor(&inherited.handover, handover::DESCRIPTOR)?;
-        Err(process::exec_descriptor(inherited.program.as_fd(), &[c"vsinit".into()], &[c"HOST_SECRET=1".into()]))
+        Err(process::exec_descriptor(
+            inherited.program.as_fd(),
+            &[c"vsinit".into()],
+            &[c"HOST_SECRET=1".into(), process::SPARING.into()],
+        ))
     };
     eprintln!("cannot become vsinit: {:?}", run());
     std::process::exit(1)
