@@ -15,14 +15,16 @@ use kernel::lock::Flock;
 use serde::Serialize;
 use toml_edit::{Array, DocumentMut, Item, Value};
 
+use crate::checkpoint::kept;
 use crate::events::{self, Kind};
 use crate::failure::{Exit, Failure};
 use crate::lifecycle::change::{self, ChangeStep};
+use crate::lifecycle::create;
 use crate::lifecycle::execute;
 use crate::lifecycle::files::FilesStep;
 use crate::lifecycle::group::{self, Limits};
 use crate::lifecycle::journal::{self, Journal, Lasting};
-use crate::lifecycle::state;
+use crate::lifecycle::state::{self, State};
 use crate::lifecycle::step::Step;
 use crate::lifecycle::world::World;
 use crate::name::Name;
@@ -197,7 +199,11 @@ pub struct Plan {
     pub steps: Vec<Step>,
 }
 
-fn compare(old: &Spec, new: &Spec, is_up: bool) -> Result<Vec<Effect>> {
+/// The keys that have other values in `new` than in `old`.
+///
+/// # Errors
+/// Exit 20 when one of them is fixed for the server's life.
+pub fn compare(old: &Spec, new: &Spec, is_up: bool) -> Result<Vec<Effect>> {
     let table = |spec: &Spec| toml::from_str::<toml::Table>(&spec.to_toml()).context("compare the specs");
     let (old, new) = (table(old)?, table(new)?);
     let changed = KEYS.iter().filter(|(key, ..)| old.get(*key) != new.get(*key));
@@ -221,8 +227,13 @@ fn compare(old: &Spec, new: &Spec, is_up: bool) -> Result<Vec<Effect>> {
 pub fn plan(site: &Site, server: &Server, from: &str, to: &str) -> Result<Plan> {
     let path = store::spec_file(site, &server.name);
     let new = Spec::parse(to, &path.display().to_string())?;
-    let is_up = state::of(site, &server.name).is_up();
+    let now = state::of(site, &server.name)?;
+    let is_up = now.is_up();
     let effects = compare(&server.spec, &new, is_up)?;
+    if let Some(other) = effects.iter().find(|effect| now == State::Suspended && effect.key != "autostart") {
+        let message = format!("{}: '{}' is suspended, and goes on as it was", other.key, server.name);
+        return Err(Failure::new(Exit::AlreadyRunning, message).hint(format!("vsctl resume {}", server.name)).into());
+    }
     check_host(&new, Some(&server.spec))?;
     let mut steps = Vec::new();
     let addresses = addresses(site, server, &new, is_up)?;
@@ -378,6 +389,7 @@ pub fn text(site: &Site, name: &Name) -> Result<String> {
 pub fn set(site: &Site, name: &Name, changes: &[Change]) -> Result<Plan> {
     let _lock = store::lock(site, name)?;
     recover(site, name)?;
+    store::check_own(site, name)?;
     let server = store::load(site, name)?;
     let from = text(site, name)?;
     save(site, &server, &from, &with_changes(&from, changes)?)
@@ -390,6 +402,7 @@ pub fn set(site: &Site, name: &Name, changes: &[Change]) -> Result<Plan> {
 pub fn replace(site: &Site, name: &Name, from: &str, to: &str) -> Result<Plan> {
     let _lock = store::lock(site, name)?;
     recover(site, name)?;
+    store::check_own(site, name)?;
     if text(site, name)? != from {
         return Err(Failure::new(Exit::Locked, format!("another command changed '{name}' meanwhile")).into());
     }
@@ -470,15 +483,20 @@ pub fn plan_rename(site: &Site, server: &Server, to: &Name) -> Result<Vec<Step>>
             .hint("choose another name")
             .into());
     }
-    let now = state::of(site, from);
-    if now.is_up() {
+    let now = state::of(site, from)?;
+    if now.is_up() || now == State::Suspended {
         let message = format!("'{from}' is {now}, and only a stopped server can be renamed");
-        return Err(Failure::new(Exit::AlreadyRunning, message).hint(format!("vsctl stop {from}")).into());
+        let hint =
+            if now == State::Suspended { "its images have its name in them: vsctl resume" } else { "vsctl stop" };
+        return Err(Failure::new(Exit::AlreadyRunning, message).hint(format!("{hint} {from}")).into());
     }
-    let mut files = vec![site.state().join("ids").join(server.record.id.to_string())];
-    files.extend(server.record.addresses.iter().map(|address| network::reservation(site, *address)));
+    if let Some(label) = kept::with_memory(site, from)?.first() {
+        let message = format!("'{from}' has checkpoints with its name in their images: '{label}' is one");
+        let hint = format!("`vsctl checkpoint delete {from} LABEL...` first");
+        return Err(Failure::new(Exit::Failed, message).hint(hint).into());
+    }
     let reown = |path| Step::Change(ChangeStep::Reown { path, from: from.to_string(), to: to.to_string() });
-    let mut steps: Vec<Step> = files.into_iter().map(reown).collect();
+    let mut steps: Vec<Step> = create::reservations(site, &server.record).map(reown).collect();
     if server.spec.hostname.is_none() {
         steps.extend(change::plan_hostname(site, server, from.as_str(), to.as_str()));
     }
@@ -497,6 +515,7 @@ pub fn rename(site: &Site, from: &Name, to: &Name) -> Result<()> {
     let _first = store::lock(site, from.min(to))?;
     let _second = if from == to { None } else { Some(store::lock(site, from.max(to))?) };
     recover(site, from)?;
+    store::check_own(site, from)?;
     run(site, from, "rename", &steps()?).with_context(|| format!("cannot rename '{from}'"))?;
     events::note_with(site, from, Kind::Renamed, Some(format!("to {to}")));
     Ok(())

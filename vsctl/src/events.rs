@@ -39,10 +39,22 @@ pub enum Kind {
     Frozen,
     /// They go on.
     Thawed,
+    /// Its processes were put on the disk.
+    Suspended,
+    /// They came back from there.
+    Resumed,
+    /// A checkpoint of it was made that is kept.
+    Checkpointed,
+    /// It was set back to one.
+    Restored,
     /// Its spec was changed.
     Changed,
     /// It has another name.
     Renamed,
+    /// It is another host's now.
+    Moved,
+    /// It came from another host.
+    Arrived,
     /// It is gone.
     Destroyed,
 }
@@ -56,8 +68,14 @@ impl Kind {
             Self::Stopped => "stopped",
             Self::Frozen => "frozen",
             Self::Thawed => "thawed",
+            Self::Suspended => "suspended",
+            Self::Resumed => "resumed",
+            Self::Checkpointed => "checkpointed",
+            Self::Restored => "restored",
             Self::Changed => "changed",
             Self::Renamed => "renamed",
+            Self::Moved => "moved",
+            Self::Arrived => "arrived",
             Self::Destroyed => "destroyed",
         }
     }
@@ -72,7 +90,7 @@ pub struct Event {
     pub server: Name,
     /// What.
     pub event: Kind,
-    /// More about it: changed keys, a new name.
+    /// More about it: changed keys, a new name, a checkpoint's label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }

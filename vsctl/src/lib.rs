@@ -1,18 +1,24 @@
 //! The manager of virtual servers: everything that `vsctl` does, without its command line.
 //!
 //! In reading order: what the user wants (`spec`), what is written down (`site`, `store`, `network`), where roots come
-//! from (`template`, `volume`), how a server runs (`lifecycle`, `monitor`), how it is changed (`edit`), what is seen of it
+//! from (`template`, `volume`), how a server runs (`lifecycle`, `monitor`), how it is changed (`edit`), how it gets to another host
+//! (`migrate`), what is seen of it
 //! (`observe`, `processes`, `events`), what is wrong (`doctor`), and how people ask for it (`cli`).
 
 #![forbid(unsafe_code)]
 
+pub mod aside;
+pub mod checkpoint;
 pub mod cli;
+pub mod criu;
 pub mod doctor;
 pub mod edit;
 pub mod enter;
 pub mod events;
 pub mod failure;
+mod guest_file;
 pub mod lifecycle;
+pub mod migrate;
 pub mod monitor;
 pub mod name;
 pub mod network;

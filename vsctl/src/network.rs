@@ -146,6 +146,31 @@ mod tests {
     }
 
     #[test]
+    fn every_server_that_the_settings_allow_has_an_address_of_each_family() {
+        let chosen = Networks { ipv4: net::subnet::choose_v4(&[]).unwrap(), ..networks() };
+        let most = crate::site::Settings::default().max_servers;
+        let mut seen = std::collections::BTreeSet::new();
+        for id in 1..=most {
+            let own = chosen.defaults_of(id);
+            assert_eq!(own.iter().filter(|address| matches!(address, IpNet::V4(_))).count(), 1, "server {id}");
+            own.into_iter().for_each(|address| {
+                chosen.check(address).unwrap();
+                assert!(seen.insert(address), "{address} twice");
+            });
+        }
+        assert_eq!(seen.len(), 2 * most as usize);
+    }
+
+    #[test]
+    fn an_installation_keeps_the_network_it_has() {
+        let root = tempfile::tempdir().unwrap();
+        let site = Site::at(root.path()).unwrap();
+        fs::create_dir_all(site.state()).unwrap();
+        fs::write(site.state().join("network.toml"), "ipv4 = \"10.77.9.0/24\"\nipv6 = \"fd12::/64\"\n").unwrap();
+        assert_eq!(Networks::of(&site).unwrap().ipv4.to_string(), "10.77.9.0/24");
+    }
+
+    #[test]
     fn addresses_that_cannot_work_are_refused() {
         for (address, word) in [
             ("192.168.1.5/24", "outside"),

@@ -16,7 +16,7 @@ use crate::lifecycle::journal;
 use crate::lifecycle::network::NetworkStep;
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::step::Step;
-use crate::lifecycle::view::boottime_ns;
+use crate::lifecycle::view::age_ns;
 use crate::lifecycle::world::World;
 use crate::monitor;
 use crate::name::Name;
@@ -39,18 +39,30 @@ pub struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     /// Looks at a server's state, and gives a running one that has lost its monitor another.
-    pub fn look(world: &'a World<'a>, name: Name) -> Self {
-        let state = state::of(world.site, &name);
+    ///
+    /// # Errors
+    /// When the state cannot be known.
+    pub fn look(world: &'a World<'a>, name: Name) -> Result<Self> {
+        let state = state::of(world.site, &name)?;
         if matches!(state, State::Running | State::Frozen) {
             tend(world.site, &name);
         }
-        Self::in_state(world, name, state)
+        Ok(Self::in_state(world, name, state))
     }
 
     /// Looks at a server that has nothing in the runtime directory, as a listing of that has shown.
     pub fn look_down(world: &'a World<'a>, name: Name) -> Self {
-        let defined = store::record_file(world.site, &name).exists();
-        Self::in_state(world, name, if defined { State::Stopped } else { State::Incomplete })
+        let state = match store::record_file(world.site, &name).exists() {
+            false => State::Incomplete,
+            true => match store::migration(world.site, &name) {
+                Ok(Some(migration)) => State::of_side(migration.side),
+                // Nothing starts it, and who looks closer is told why.
+                Err(_) => State::Incomplete,
+                Ok(None) if state::suspended_directory(world.site, &name).exists() => State::Suspended,
+                Ok(None) => State::Stopped,
+            },
+        };
+        Self::in_state(world, name, state)
     }
 
     fn in_state(world: &'a World<'a>, name: Name, state: State) -> Self {
@@ -67,7 +79,8 @@ impl<'a> Seen<'a> {
 
     /// Its running init.
     pub fn status(&self) -> Option<&state::Status> {
-        let read = || self.state.is_up().then(|| state::status(self.world.site, &self.name)).flatten();
+        // What cannot be read is a column without a value: nothing is done because of it.
+        let read = || self.state.is_up().then(|| state::status(self.world.site, &self.name).ok()?).flatten();
         self.status.get_or_init(read).as_ref()
     }
 
@@ -105,7 +118,7 @@ impl<'a> Seen<'a> {
 
     /// Seconds since its init started.
     pub fn uptime_s(&self) -> Option<u64> {
-        Some(boottime_ns().saturating_sub(self.status()?.started_boottime_ns) / 1_000_000_000)
+        Some(age_ns(self.status()?.started_boottime_ns) / 1_000_000_000)
     }
 
     /// Its addresses: those that it was started with, else those that it would be.
@@ -201,10 +214,12 @@ fn online_cpus() -> Option<usize> {
 
 /// Puts a monitor beside a running server whose own one died.
 pub fn tend(site: &Site, name: &Name) {
-    if monitor::is_alive(site, name) {
-        return;
-    }
-    if let Err(error) = monitor::adopt(name) {
+    let adopted = match monitor::is_alive(site, name) {
+        Ok(true) => return,
+        Ok(false) => monitor::adopt(site, name),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = adopted {
         log::warn!("'{name}' has no monitor, and none can be made: {error:#}");
     }
 }
@@ -275,7 +290,7 @@ pub struct Sample {
 struct Measured {
     name: Name,
     state: State,
-    started_ns: u64,
+    started_ns: i64,
     uptime_s: u64,
     usage: Usage,
     /// Seen from inside: what the server received and sent.
@@ -319,7 +334,7 @@ impl Sample {
         let links = links(world.netlink()?, world.site)?;
         let mut servers = Vec::new();
         for name in store::entries(&world.site.run().join("servers"))? {
-            let seen = Seen::look(world, name);
+            let seen = Seen::look(world, name)?;
             let (Some(status), Some(usage)) = (seen.status(), seen.usage()) else { continue };
             let link =
                 seen.defined().map(|server| server.record.id).and_then(|id| links.iter().find(|link| link.0 == id));
@@ -383,7 +398,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn measured(name: &str, started_ns: u64, cpu_usec: u64) -> Measured {
+    fn measured(name: &str, started_ns: i64, cpu_usec: u64) -> Measured {
         Measured {
             name: name.parse().unwrap(),
             state: State::Running,

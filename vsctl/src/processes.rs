@@ -6,18 +6,18 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::Path;
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use kernel::cgroup::Group;
-use rustix::fs::OFlags;
 use serde::Serialize;
 
 use crate::failure::{Exit, Failure};
+use crate::guest_file;
 use crate::name::Name;
 use crate::site::Site;
 
-/// More of a command line or of /etc/passwd is not read.
+/// More of a command line is not read.
 const LONGEST_BYTES: u64 = 64 << 10;
 
 /// One process of a server.
@@ -123,14 +123,8 @@ fn command(arguments: &[u8], name: &str) -> String {
 /// Names of the server's users, from its own /etc/passwd.
 fn users(init: i32) -> Result<BTreeMap<u32, String>> {
     let root = File::open(format!("/proc/{init}/root")).context("open the server's root")?;
-    // Not blocking: the guest may have put a pipe there.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = File::from(kernel::file::open_beneath_with(&root, Path::new("etc/passwd"), flags, 0)?);
-    let mut text = Vec::new();
-    if file.metadata().context("stat the server's passwd")?.is_file() {
-        file.take(LONGEST_BYTES).read_to_end(&mut text).context("read the server's passwd")?;
-    }
-    Ok(parse_passwd(&String::from_utf8_lossy(&text)))
+    let [passwd] = guest_file::read(root.as_fd(), ["etc/passwd"])?;
+    Ok(parse_passwd(&passwd))
 }
 
 /// The first name of each id (passwd(5)).

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! /etc/vsos/vsos.toml                 settings of the host
-//! /var/lib/vsos/servers/NAME/         server.toml, record.toml, volume/, console.log
+//! /var/lib/vsos/servers/NAME/         server.toml, record.toml, volume/, console.log; migration.toml
+//!                                     while it is between two hosts
 //! /var/lib/vsos/templates/NAME/       template.toml, record.toml, root/
 //! /var/lib/vsos/ids/ID                who has the number (the file's text is the name)
 //! /var/lib/vsos/addresses/ADDRESS     who has the address
@@ -47,6 +48,46 @@ pub struct Settings {
     pub ipv6: Option<Ipv6Net>,
     /// Where `vsinit` and `lxcfs-fuse` are, when not beside `vsctl` or in `../libexec/vsos`.
     pub programs: Option<PathBuf>,
+    /// What becomes of running servers when the host is shut down.
+    pub stop_mode: StopMode,
+    /// How servers are put on the disk.
+    pub checkpoint: Checkpoint,
+    /// How servers get to other hosts.
+    pub migrate: Migrate,
+}
+
+/// What `vsctl autostop` does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StopMode {
+    /// Stops all servers.
+    #[default]
+    Stop,
+    /// Suspends those that can be, and stops the others.
+    Suspend,
+}
+
+/// `[checkpoint]` of `vsos.toml`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// The CRIU to use; that of `PATH` when absent.
+    pub criu: Option<PathBuf>,
+}
+
+/// `[migrate]` of `vsos.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Migrate {
+    /// The program, with arguments, that runs a command on another host: `ssh HOST vsctl …`.
+    pub shell: Vec<String>,
+}
+
+impl Default for Migrate {
+    fn default() -> Self {
+        // A host that is gone is noticed: otherwise TCP waits for hours.
+        Self { shell: ["ssh", "-o", "ServerAliveInterval=15"].map(Into::into).into() }
+    }
 }
 
 impl Default for Settings {
@@ -58,6 +99,9 @@ impl Default for Settings {
             ipv4: None,
             ipv6: None,
             programs: None,
+            stop_mode: StopMode::default(),
+            checkpoint: Checkpoint::default(),
+            migrate: Migrate::default(),
         }
     }
 }
@@ -148,6 +192,11 @@ impl Site {
     /// The cgroup that holds all servers, relative to the hierarchies' roots.
     pub fn cgroup(&self) -> String {
         self.suffixed("vsos", "-")
+    }
+
+    /// The cgroup2 group of what runs beside the servers: monitors and the FUSE overlay. No server has such a name.
+    pub fn own_cgroup(&self) -> String {
+        format!("{}/.host", self.cgroup())
     }
 
     /// The cgroup of one server.

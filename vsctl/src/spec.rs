@@ -68,6 +68,9 @@ pub struct Spec {
     /// Refuses inside what a checkpoint cannot hold (nested namespaces, io_uring, bpf).
     #[serde(default, skip_serializing_if = "is_false")]
     pub migratable: bool,
+    /// What the system calls say that tell of a machine.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sysinfo: Sysinfo,
     /// How its root is kept on disk; fixed at creation.
     #[serde(default)]
     pub volume: VolumeKind,
@@ -75,6 +78,10 @@ pub struct Spec {
 
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// How a key is written with `vsctl set KEY=VALUE`.
@@ -118,6 +125,7 @@ pub const KEYS: &[(&str, Form, Applies, &str)] = &[
     ("privileged", Form::Switch, Applies::Restart, "no user namespace"),
     ("autostart", Form::Switch, Applies::Live, "start with the host"),
     ("migratable", Form::Switch, Applies::Restart, "refuse what a checkpoint cannot hold"),
+    ("sysinfo", Form::Text, Applies::Restart, "own or host: what sysinfo(2) and sched_getaffinity(2) say inside"),
     ("volume", Form::Text, Applies::Never, "overlay or dir"),
 ];
 
@@ -140,6 +148,7 @@ impl Spec {
             privileged: false,
             autostart: false,
             migratable: false,
+            sysinfo: Sysinfo::default(),
             volume: VolumeKind::default(),
         }
     }
@@ -162,6 +171,12 @@ impl Spec {
     /// The `server.toml` of this spec.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a spec has only values that TOML has")
+    }
+
+    /// Whether the system calls that tell of a machine are answered by us. Not when it can be migrated: CRIU restores filters
+    /// and no listeners, and then those calls would not exist.
+    pub fn answers_calls(&self) -> bool {
+        self.sysinfo == Sysinfo::Own && !self.migratable
     }
 
     /// The host name inside.
@@ -417,6 +432,36 @@ impl fmt::Display for NetworkMode {
     }
 }
 
+/// What sysinfo(2) and sched_getaffinity(2) say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sysinfo {
+    /// What the server's /proc says.
+    #[default]
+    Own,
+    /// What the kernel says of the host.
+    Host,
+}
+
+impl FromStr for Sysinfo {
+    type Err = Failure;
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        match text {
+            "own" => Ok(Self::Own),
+            "host" => Ok(Self::Host),
+            _ => Err(bad(format!("sysinfo: '{text}' is nobody's")).hint("own or host")),
+        }
+    }
+}
+
+impl fmt::Display for Sysinfo {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Own => "own",
+            Self::Host => "host",
+        })
+    }
+}
+
 /// How a root is kept on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum VolumeKind {
@@ -563,6 +608,7 @@ text_type!(Memory);
 text_type!(Swap);
 text_type!(Hostname);
 text_type!(NetworkMode);
+text_type!(Sysinfo);
 text_type!(VolumeKind);
 text_type!(Bind);
 text_type!(Device);
@@ -597,6 +643,7 @@ mount = ["/srv/data:/data:ro"]
 device = ["/dev/fuse:rwm"]
 cap = ["-net_raw"]
 autostart = true
+sysinfo = "host"
 volume = "dir"
 "#;
 
@@ -606,6 +653,16 @@ volume = "dir"
         assert_eq!(spec.memory, Some(Memory(512 << 20)));
         assert_eq!(spec.mount[0].target, PathBuf::from("/data"));
         assert_eq!(Spec::parse(&spec.to_toml(), "again").unwrap(), spec);
+    }
+
+    #[test]
+    fn calls_are_answered_unless_it_says_no_or_can_be_migrated() {
+        let answers = |line: &str| {
+            Spec::parse(&format!("template = \"busybox\"\n{line}\n"), "server.toml").unwrap().answers_calls()
+        };
+        assert!(answers("") && answers("sysinfo = \"own\"") && answers("privileged = true"));
+        assert!(!answers("sysinfo = \"host\"") && !answers("migratable = true"));
+        assert!(!answers("migratable = true\nsysinfo = \"own\""));
     }
 
     #[test]
@@ -637,6 +694,7 @@ volume = "dir"
             ("cpuset = \"a\"", "no list"),
             ("pids = 0", "no limit"),
             ("net = \"moon\"", "no kind"),
+            ("sysinfo = \"moon\"", "nobody's"),
             ("ip = [\"10.0.0.0.1\"]", "invalid"),
             ("mount = [\"/a\"]", "target is missing"),
             ("mount = [\"/a:b\"]", "not absolute"),

@@ -51,6 +51,11 @@ pub struct Server {
 }
 
 impl Server {
+    /// The host's id of its root, and the first of its own; none when it is privileged and has the host's.
+    pub fn first_id(&self, site: &Site) -> Option<u32> {
+        (!self.spec.privileged).then(|| site.first_id(self.record.id))
+    }
+
     /// Its addresses: the spec's, else the reserved ones.
     pub fn addresses(&self) -> &[IpNet] {
         match self.spec.net {
@@ -113,6 +118,71 @@ fn read(path: &Path) -> Result<Option<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
     }
+}
+
+/// Which side of a migration a server here is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// It came here, and is not this host's yet.
+    Incoming,
+    /// It is another host's, and what is here is a copy that never runs again.
+    Moved,
+}
+
+/// `migration.toml`: there as long as a server is on two hosts and not this one's to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Migration {
+    /// Which of the two this host is.
+    pub side: Side,
+    /// The migration: the same on both hosts.
+    pub transaction: String,
+    /// The other host.
+    pub peer: String,
+    /// Whether it ran before, and shall run there.
+    pub start: bool,
+}
+
+impl Migration {
+    /// What it means for who wants to do something with the server.
+    pub fn refusal(&self, name: &Name) -> Failure {
+        let peer = &self.peer;
+        match self.side {
+            Side::Moved => Failure::new(Exit::Failed, format!("'{name}' has moved to {peer}, and only a copy is here"))
+                .hint(format!("`vsctl migrate {name} {peer} --continue` ends the migration")),
+            Side::Incoming => {
+                Failure::new(Exit::Failed, format!("'{name}' is on its way here, and still belongs to {peer}"))
+                    .hint(format!("`vsctl migrate {name} HOST --continue` or `--abort`, on {peer}, decides"))
+            }
+        }
+    }
+}
+
+/// Path of the mark that a migration leaves.
+pub fn migration_file(site: &Site, name: &Name) -> PathBuf {
+    site.server(name).join("migration.toml")
+}
+
+/// The migration that a server here is in; none when it is this host's own.
+///
+/// # Errors
+/// When that cannot be known: then nothing may start it.
+pub fn migration(site: &Site, name: &Name) -> Result<Option<Migration>> {
+    let file = migration_file(site, name);
+    let Some(text) = read(&file)? else { return Ok(None) };
+    let bad = |error: toml::de::Error| {
+        Failure::new(Exit::BadConfiguration, format!("{}: {}", file.display(), error.message()))
+    };
+    Ok(Some(toml::from_str(&text).map_err(bad)?))
+}
+
+/// Refuses a server that is not this host's own.
+///
+/// # Errors
+/// Why it is not, or why that cannot be known.
+pub fn check_own(site: &Site, name: &Name) -> Result<()> {
+    migration(site, name)?.map_or(Ok(()), |migration| Err(migration.refusal(name).into()))
 }
 
 /// Names of all defined servers, sorted.

@@ -3,6 +3,7 @@
 //! ```text
 //! servers/NAME/volume/upper/ work/   overlay: the server's changes over the template, owners plain
 //! servers/NAME/volume/root/          dir: a full copy
+//! servers/NAME/volume/suspended/     either: the images of its processes, while it is suspended
 //! ```
 
 use std::path::PathBuf;
@@ -24,10 +25,18 @@ pub fn template_root(site: &Site, template: &Name) -> PathBuf {
 
 /// Where the server's own files are: the layer that is written.
 pub fn writable(site: &Site, name: &Name, kind: VolumeKind) -> PathBuf {
-    directory(site, name).join(match kind {
+    directory(site, name).join(layer(kind))
+}
+
+/// The images of a suspended server's processes, in its volume.
+pub const IMAGES: &str = "suspended";
+
+/// The part of a volume that is written.
+pub fn layer(kind: VolumeKind) -> &'static str {
+    match kind {
         VolumeKind::Overlay => "upper",
         VolumeKind::Dir => "root",
-    })
+    }
 }
 
 /// The steps that make a volume from a template.
@@ -44,6 +53,16 @@ pub fn plan(site: &Site, name: &Name, template: &Name, kind: VolumeKind) -> Vec<
         VolumeKind::Dir => {
             steps.push(FilesStep::CopyTree { from: template_root(site, template), to: volume.join("root") });
         }
+    }
+    steps
+}
+
+/// The steps that make the place of a volume whose files come from elsewhere, with their own directory.
+pub fn plan_empty(site: &Site, name: &Name, kind: VolumeKind) -> Vec<FilesStep> {
+    let volume = directory(site, name);
+    let mut steps = vec![FilesStep::MakeDirectory { path: volume.clone(), mode: 0o700 }];
+    if kind == VolumeKind::Overlay {
+        steps.push(FilesStep::MakeDirectory { path: volume.join("work"), mode: 0o755 });
     }
     steps
 }

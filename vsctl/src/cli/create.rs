@@ -3,17 +3,23 @@
 use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use clap::builder::ValueParser;
 
 use super::output;
 use crate::edit;
+use crate::lifecycle::batch::Batch;
 use crate::lifecycle::create::{self, Creation};
+use crate::lifecycle::facilities::Facilities;
 use crate::lifecycle::start;
 use crate::name::Name;
 use crate::site::Site;
-use crate::spec::{Bind, CapabilityChange, Cpus, Device, Hostname, Memory, NetworkMode, Pids, Spec, Swap, VolumeKind};
+use crate::spec::{
+    Bind, CapabilityChange, Cpus, Device, Hostname, Memory, NetworkMode, Pids, Spec, Swap, Sysinfo, VolumeKind,
+};
+use crate::store::Server;
 use crate::template::Templates;
 use crate::template::password;
 use crate::template::personalise::{Identity, parse_authorized_keys};
@@ -67,6 +73,9 @@ pub struct Args {
     /// Refuse inside what a checkpoint cannot hold.
     #[arg(long)]
     migratable: bool,
+    /// What sysinfo(2) and sched_getaffinity(2) say inside: own or host.
+    #[arg(long, default_value = "own")]
+    sysinfo: Sysinfo,
     /// How the root is kept: overlay or dir.
     #[arg(long, default_value = "overlay")]
     volume: VolumeKind,
@@ -103,17 +112,30 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     let held = Templates::below(&site.state()).hold(&args.template)?;
     let spec = spec(&args);
     edit::check_host(&spec, None)?;
+    let batch = Rc::<Batch>::default();
     let creation = Creation { spec_text: spec.to_toml(), spec, template: held.template.clone(), identity };
+    if args.plan {
+        let mut shared = if args.start { Facilities(site).missing()? } else { Vec::new() };
+        let mut from = create::FIRST_NUMBER;
+        return super::for_each(&args.names, |name| {
+            let (record, mut steps) = create::plan(site, name, &creation, from)?;
+            // The one before has its number when this one is made.
+            from = record.id + 1;
+            if args.start {
+                steps.append(&mut shared);
+                let server = Server { name: name.clone(), spec: creation.spec.clone(), record };
+                steps.extend(start::plan_created(site, &batch, &server, false)?.1);
+            }
+            output::plan(&steps, args.json)
+        });
+    }
     super::for_each(&args.names, |name| {
-        if args.plan {
-            return output::plan(&create::plan(site, name, &creation)?.1, args.json);
-        }
         let server = create::create(site, name, &creation).map_err(|error| about(name, error))?;
         if args.json {
             output::json(&server.record)?;
         }
         if args.start {
-            start::begin(site, name, start::Options::default())?.finish(site)?;
+            start::begin(site, &batch, name, start::Options::default())?.finish(site)?;
         }
         Ok(())
     })
@@ -141,6 +163,7 @@ fn spec(args: &Args) -> Spec {
         privileged: args.privileged,
         autostart: args.autostart,
         migratable: args.migratable,
+        sysinfo: args.sysinfo,
         volume: args.volume,
         ..Spec::of(args.template.clone())
     }

@@ -3,13 +3,16 @@
 use anyhow::Result;
 
 use super::output;
+use crate::checkpoint;
 use crate::failure::{Exit, Failure};
-use crate::lifecycle::facilities::Facilities;
-use crate::lifecycle::{journal, state};
+use crate::lifecycle::facilities::{self, Facilities};
+use crate::lifecycle::journal;
+use crate::lifecycle::state::{self, State};
+use crate::name::Name;
 use crate::site::Site;
 use crate::store;
 
-/// Set up or take back what all servers share: cgroup, bridge, firewall, forwarding, FUSE overlay.
+/// What all servers share: cgroup, bridge, firewall, forwarding, FUSE overlay; and all servers at once.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -22,6 +25,14 @@ enum Verb {
     Up(Flags),
     /// Take it back; no server may run.
     Down(Flags),
+    /// Let the installed lxcfs-fuse go on in the place of the one that runs, as after an upgrade; servers do not notice.
+    Reload(Flags),
+    /// Suspend every server that runs, as before the host gets another kernel; one that cannot be suspended goes on, and is told.
+    ///
+    /// `vsctl autostart` lets them go on at the next boot, `vsctl host resume-all` now.
+    SuspendAll(Flags),
+    /// Let every suspended server go on where it was.
+    ResumeAll(Flags),
 }
 
 #[derive(Debug, clap::Args)]
@@ -34,6 +45,21 @@ struct Flags {
     json: bool,
 }
 
+fn each(
+    verb: &str,
+    names: impl Iterator<Item = Name>,
+    flags: &Flags,
+    act: impl FnMut(&Name) -> Result<()>,
+) -> Result<i32> {
+    let names: Vec<Name> = names.collect();
+    if flags.plan {
+        let sentences: Vec<String> = names.iter().map(|name| format!("{verb} {name}")).collect();
+        output::sentences(&sentences, flags.json)?;
+        return Ok(0);
+    }
+    super::for_each(&names, act)
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -41,17 +67,37 @@ struct Flags {
 pub fn run(args: Args, site: &Site) -> Result<i32> {
     let facilities = Facilities(site);
     match args.verb {
-        Verb::Up(flags) if flags.plan => {
-            let steps = if facilities.are_up() { Vec::new() } else { facilities.plan()? };
-            output::plan(&steps, flags.json)?;
-        }
+        Verb::Up(flags) if flags.plan => output::plan(&facilities.missing()?, flags.json)?,
         Verb::Up(_) => facilities.ensure()?,
+        Verb::Reload(flags) => {
+            if !facilities.are_up()? {
+                return Err(Failure::new(Exit::NotRunning, "nothing is set up here").hint("vsctl host up").into());
+            }
+            if flags.plan {
+                output::sentences(&[format!("reload {}", site.program("lxcfs-fuse")?.display())], flags.json)?;
+            } else {
+                facilities::reload(site)?;
+            }
+        }
+        Verb::SuspendAll(flags) => {
+            let runs = |name: &Name| matches!(state::of(site, name), Ok(State::Running));
+            return each("suspend", store::names(site)?.into_iter().filter(runs), &flags, |name| {
+                checkpoint::suspend(site, name, true)
+            });
+        }
+        Verb::ResumeAll(flags) => {
+            let is_suspended = |name: &Name| checkpoint::is_suspended(site, name);
+            return each("resume", store::names(site)?.into_iter().filter(is_suspended), &flags, |name| {
+                checkpoint::resume(site, name)
+            });
+        }
         Verb::Down(flags) => {
-            let up = store::names(site)?.into_iter().find(|name| state::of(site, name).is_up());
-            if let Some(name) = up {
-                return Err(Failure::new(Exit::AlreadyRunning, format!("'{name}' needs it"))
-                    .hint("vsctl stop --all")
-                    .into());
+            for name in store::names(site)? {
+                if state::of(site, &name)?.is_up() {
+                    return Err(Failure::new(Exit::AlreadyRunning, format!("'{name}' needs it"))
+                        .hint("vsctl stop --all")
+                        .into());
+                }
             }
             if flags.plan {
                 let mut steps = journal::standing(&site.run().join("host/journal"))?;

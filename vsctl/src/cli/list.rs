@@ -196,7 +196,7 @@ impl FromStr for Order {
 /// When the servers cannot be listed. One that cannot be read is shown as far as it can be.
 pub fn run(args: Args, site: &Site) -> Result<i32> {
     let world = World::new(site);
-    let mut seen = look(&world, args.all)?;
+    let (mut seen, unknown) = look(&world, args.all)?;
     let Chosen(by) = args.sort.by;
     let shown = args.columns.iter().filter(|_| !args.names).map(|Chosen(field)| field.title);
     if shown.chain([by.title]).any(|title| !WITHOUT_SPEC.contains(&title)) {
@@ -221,15 +221,22 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
         let row = |seen: &Seen<'_>| args.columns.iter().map(|Chosen(field)| (field.value)(seen).shown()).collect();
         output::table(&columns, seen.iter().map(row).collect(), !args.no_header)?;
     }
-    Ok(tell_problems(&seen))
+    Ok(tell_problems(&seen, &unknown))
 }
 
-/// Servers by name. Only those with something in the runtime directory can be up; the others need no closer look.
-fn look<'a>(world: &'a World<'a>, all: bool) -> Result<Vec<Seen<'a>>> {
+/// Servers by name, and why the state of others is unknown. Only those with something in the runtime directory can be up;
+/// the others need no closer look.
+fn look<'a>(world: &'a World<'a>, all: bool) -> Result<(Vec<Seen<'a>>, Vec<anyhow::Error>)> {
     let run = world.site.run();
     let mut here: BTreeSet<Name> = store::entries(&run.join("servers"))?.into_iter().collect();
     here.extend(store::entries(&run.join("journal"))?);
-    let mut seen: Vec<Seen<'_>> = here.iter().map(|name| Seen::look(world, name.clone())).collect();
+    let (mut seen, mut unknown) = (Vec::new(), Vec::new());
+    for name in &here {
+        match Seen::look(world, name.clone()) {
+            Ok(found) => seen.push(found),
+            Err(error) => unknown.push(error),
+        }
+    }
     if all {
         let others = store::entries(&world.site.servers())?.into_iter().filter(|name| !here.contains(name));
         seen.extend(others.map(|name| Seen::look_down(world, name)));
@@ -239,17 +246,16 @@ fn look<'a>(world: &'a World<'a>, all: bool) -> Result<Vec<Seen<'a>>> {
     } else {
         seen.retain(|seen| seen.state.is_up());
     }
-    Ok(seen)
+    Ok((seen, unknown))
 }
 
 /// What kept columns empty, each once, after the list; gives the exit code.
-fn tell_problems(seen: &[Seen<'_>]) -> i32 {
+fn tell_problems(seen: &[Seen<'_>], unknown: &[anyhow::Error]) -> i32 {
     let mut code = 0;
-    for problem in seen.iter().filter(|seen| seen.state != State::Incomplete) {
-        if let Some(error) = problem.problem() {
-            super::print_error(error);
-            code = failure::exit_of(error) as i32;
-        }
+    let seen = seen.iter().filter(|seen| seen.state != State::Incomplete).filter_map(Seen::problem);
+    for error in seen.chain(unknown) {
+        super::print_error(error);
+        code = failure::exit_of(error) as i32;
     }
     code
 }

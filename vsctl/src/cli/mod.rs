@@ -1,6 +1,8 @@
 //! The command line: one file per command, which parses, calls one verb of the library and prints.
 
 mod autostart;
+mod autostop;
+mod checkpoint;
 mod completions;
 mod console;
 mod create;
@@ -14,8 +16,10 @@ mod freeze;
 mod host;
 mod list;
 mod man;
+mod migrate;
 pub mod output;
 mod pid;
+mod progress;
 mod ps;
 mod pull;
 mod push;
@@ -27,6 +31,7 @@ mod show;
 mod start;
 mod status;
 mod stop;
+mod suspend;
 mod template;
 mod top;
 mod wait;
@@ -40,6 +45,8 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::{self, Exit, Failure};
 use crate::lifecycle::execute::Outcome;
+use crate::lifecycle::state::{self, State};
+use crate::name::Name;
 use crate::site::Site;
 use output::{CLOSED_CODE, Closed};
 
@@ -64,6 +71,12 @@ enum Command {
     Rename(rename::Args),
     Freeze(freeze::Args),
     Thaw(freeze::ThawArgs),
+    Suspend(suspend::Args),
+    Resume(suspend::ResumeArgs),
+    Checkpoint(checkpoint::Args),
+    Migrate(migrate::Args),
+    #[command(hide = true)]
+    MigrateReceive,
     Console(console::Args),
     Enter(enter::Args),
     Exec(exec::Args),
@@ -83,6 +96,7 @@ enum Command {
     Events(events::Args),
     Template(template::Args),
     Autostart(autostart::Args),
+    Autostop(autostop::Args),
     Host(host::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -100,6 +114,11 @@ impl Command {
             Self::Rename(args) => rename::run(args, site),
             Self::Freeze(args) => freeze::run(args, site),
             Self::Thaw(args) => freeze::run_thaw(args, site),
+            Self::Suspend(args) => suspend::run(args, site),
+            Self::Resume(args) => suspend::run_resume(args, site),
+            Self::Checkpoint(args) => checkpoint::run(args, site),
+            Self::Migrate(args) => migrate::run(&args, site),
+            Self::MigrateReceive => crate::migrate::receive(site).map(|()| 0),
             Self::Console(args) => console::run(args, site),
             Self::Enter(args) => enter::run(args, site),
             Self::Exec(args) => exec::run(args, site),
@@ -118,6 +137,7 @@ impl Command {
             Self::Events(args) => events::run(args, site),
             Self::Template(args) => template::run(args, site),
             Self::Autostart(args) => autostart::run(args, site),
+            Self::Autostop(args) => autostop::run(args, site),
             Self::Host(args) => host::run(args, site),
             Self::Doctor(args) => doctor::run(args, site),
             Self::Completions(args) => completions::run(&args),
@@ -162,6 +182,12 @@ pub fn run_monitor(arguments: &[OsString]) -> ExitCode {
     finish(crate::monitor::main(&arguments))
 }
 
+/// Runs a monitor's attempt to heal its server: see [`crate::monitor::heal`].
+pub fn run_heal(arguments: &[OsString]) -> ExitCode {
+    let arguments: Vec<String> = arguments.iter().map(|text| text.to_string_lossy().into_owned()).collect();
+    finish(crate::monitor::heal(&arguments))
+}
+
 fn start_log(verbose: u8) {
     let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
     let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level));
@@ -198,6 +224,16 @@ pub fn print_error(error: &anyhow::Error) {
     if let Some(hint) = failure::hint_of(error) {
         eprintln!("  hint: {hint}");
     }
+}
+
+/// Whether a server is to be stopped. One of which that is unknown counts: stopping it says why it is.
+fn may_be_up(site: &Site, name: &Name) -> bool {
+    state::of(site, name).map_or(true, State::is_up)
+}
+
+/// Whether a server is to be started. One of which that is unknown counts: starting it says why it is.
+fn may_be_down(site: &Site, name: &Name) -> bool {
+    !matches!(state::of(site, name), Ok(State::Running | State::Frozen))
 }
 
 /// Runs `verb` for each name, goes on past failures, and gives the code of the first one.

@@ -77,17 +77,18 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
 
 fn running(site: &Site) -> Result<Vec<Name>> {
     let mut names = store::entries(&site.run().join("servers"))?;
-    names.retain(|name| state::status(site, name).is_some());
+    // One of which that is unknown stays: looking at it says why it is.
+    names.retain(|name| !matches!(state::status(site, name), Ok(None)));
     names.sort();
     Ok(names)
 }
 
 fn of(world: &World<'_>, name: &Name) -> Result<Vec<Process>> {
     let server = store::load(world.site, name)?;
-    let status = state::status(world.site, name)
+    let status = state::status(world.site, name)?
         .ok_or_else(|| Failure::new(Exit::NotRunning, format!("'{name}' is not running")))?;
     let group = world.group(&world.site.server_cgroup(name))?;
-    let first_id = if server.spec.privileged { 0 } else { world.site.first_id(server.record.id) };
+    let first_id = server.first_id(world.site).unwrap_or(0);
     processes::of(&group, status.pid, first_id)
 }
 

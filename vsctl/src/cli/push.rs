@@ -11,7 +11,8 @@ use crate::transfer::{self, End};
 
 /// Copy a file or directory into a server, running or not.
 ///
-/// As cp -r does: into DST where that is a directory, else as DST. The copies are root's and keep their modes.
+/// As cp -r does: into DST where that is a directory, else as DST. The copies are root's and keep their modes; they are on the
+/// disk when the command returns.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The server.

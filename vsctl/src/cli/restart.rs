@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{output, start, stop};
+use super::{may_be_up, output, start, stop};
+use crate::lifecycle::batch::Batch;
+use crate::lifecycle::facilities::Facilities;
 use crate::lifecycle::state;
+use crate::lifecycle::step::Step;
 use crate::lifecycle::stop::Manner;
 use crate::lifecycle::{journal, start as begin};
 use crate::name::Name;
@@ -41,7 +44,8 @@ pub struct Args {
 /// When a server does not stop or does not start.
 pub fn run(args: Args, site: &Site) -> Result<i32> {
     if args.plan {
-        return super::for_each(&args.names, |name| plan(site, name, args.json));
+        let mut shared = Facilities(site).missing()?;
+        return super::for_each(&args.names, |name| plan(site, name, &mut shared, args.json));
     }
     let mut code = 0;
     let mut is_here = |name: &&Name| match store::load(site, name) {
@@ -55,19 +59,22 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
         }
     };
     let names: Vec<Name> = args.names.iter().filter(&mut is_here).cloned().collect();
-    let up: Vec<Name> = names.iter().filter(|name| state::of(site, name).is_up()).cloned().collect();
+    let up: Vec<Name> = names.iter().filter(|name| may_be_up(site, name)).cloned().collect();
     let manner = Manner { timeout: Duration::from_secs(args.timeout), kill: args.kill };
     let stopped = stop::stop_all(site, &up, &manner);
     // One that did not stop is running still, and starting it says so.
-    let started = start::start_all(site, &names, begin::Options { until: args.wait.into(), rescue: false });
+    let started =
+        start::start_all(site, &names, begin::Options { until: args.wait.into(), ..begin::Options::default() });
     Ok([code, stopped, started].into_iter().find(|code| *code != 0).unwrap_or(0))
 }
 
-fn plan(site: &Site, name: &Name, as_json: bool) -> Result<()> {
+/// With what all servers share in the plan of the first that is started, where it is still to be made.
+fn plan(site: &Site, name: &Name, shared: &mut Vec<Step>, as_json: bool) -> Result<()> {
     let server = store::load(site, name)?;
     let mut standing = journal::standing(&state::journal_file(site, name))?;
     standing.reverse();
     let mut sentences: Vec<String> = standing.iter().map(|step| format!("take back: {step}")).collect();
-    sentences.extend(begin::plan(site, &server, false)?.1.iter().map(ToString::to_string));
+    let own = begin::plan(site, &Batch::default(), &server, false)?.1;
+    sentences.extend(shared.drain(..).chain(own).map(|step| step.to_string()));
     output::sentences(&sentences, as_json)
 }

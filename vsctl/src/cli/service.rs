@@ -1,12 +1,14 @@
 //! `vsctl service`
 
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use init::control::{self, Reply, Request};
 use serde_json::json;
 
 use super::output::{self, Column};
+use crate::aside::{self, Found};
 use crate::failure::{Exit, Failure};
 use crate::lifecycle::boot::OWN_INIT;
 use crate::lifecycle::state::{self, State};
@@ -54,6 +56,9 @@ enum Action {
     Log,
 }
 
+/// How long an answer may take for which vsinit need not wait itself.
+const QUICK: Duration = Duration::from_secs(10);
+
 /// Runs the command.
 ///
 /// # Errors
@@ -87,11 +92,11 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
 /// The pid of the server's vsinit.
 fn supervisor(site: &Site, name: &Name) -> Result<i32> {
     store::load(site, name)?;
-    let Some(status) = state::status(site, name) else {
+    let Some(status) = state::status(site, name)? else {
         let failure = Failure::new(Exit::NotRunning, format!("'{name}' is not running"));
         return Err(failure.hint(format!("`vsctl start {name}`")).into());
     };
-    if state::of(site, name) == State::Frozen {
+    if state::of(site, name)? == State::Frozen {
         let failure = Failure::new(Exit::NotRunning, format!("'{name}' is frozen and cannot answer"));
         return Err(failure.hint(format!("`vsctl thaw {name}`")).into());
     }
@@ -103,9 +108,24 @@ fn supervisor(site: &Site, name: &Name) -> Result<i32> {
     Ok(status.pid)
 }
 
+/// How long vsinit may take to answer: nothing has to be waited for but services that start or stop.
+fn patience(request: &Request) -> Duration {
+    match request {
+        Request::List | Request::Log { .. } => QUICK,
+        _ => control::REPLY_TIMEOUT,
+    }
+}
+
+/// What answers there is the guest's, and so is the way to it.
 fn ask(pid: i32, request: &Request) -> Result<Reply> {
-    let socket = monitor::guest_control(pid).context("vsinit has no control socket")?;
-    match control::call_descriptor(socket.as_fd(), request)? {
+    let limit = patience(request);
+    let found = aside::fetch(limit, &[], || {
+        let socket = monitor::guest_control(pid).context("vsinit has no control socket")?;
+        let reply = control::call_descriptor(socket.as_fd(), request)?;
+        let bytes = serde_json::to_vec(&reply).context("pass the reply on")?;
+        Ok(Found { bytes, ..Found::default() })
+    });
+    match serde_json::from_slice(&found.context("ask vsinit")?.bytes).context("read the reply")? {
         Reply::Failed { message } => Err(Failure::new(Exit::Failed, message).into()),
         reply => Ok(reply),
     }

@@ -88,19 +88,19 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
 }
 
 fn whole(site: &Site, world: &World<'_>, name: &Name) -> Result<Whole> {
-    let seen = Seen::look(world, name.clone());
+    let seen = Seen::look(world, name.clone())?;
     let report = seen.report()?;
     let server = store::load(site, name)?;
     let bridged = server.spec.net == NetworkMode::Bridge;
     Ok(Whole {
-        has_monitor: seen.state.is_up() && monitor::is_alive(site, name),
+        has_monitor: seen.state.is_up() && monitor::is_alive(site, name)?,
         usage: seen.usage().cloned(),
         on_host: OnHost {
             cgroup: site.server_cgroup(name),
             link: bridged.then(|| site.link(server.record.id)),
             bridge: bridged.then(|| site.bridge()),
             table: bridged.then(|| site.table()),
-            first_id: (!server.spec.privileged).then(|| site.first_id(server.record.id)),
+            first_id: server.first_id(site),
         },
         files: Files {
             spec: store::spec_file(site, name),

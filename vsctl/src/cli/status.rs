@@ -28,7 +28,7 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     let world = World::new(site);
     let mut reports = Vec::new();
     let code = super::for_each(&args.names, |name| {
-        let seen = Seen::look(&world, name.clone());
+        let seen = Seen::look(&world, name.clone())?;
         if args.json {
             reports.push(seen.report()?);
             return Ok(());

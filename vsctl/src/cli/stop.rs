@@ -5,8 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
+use kernel::process::wait_for_joined_threads;
 
-use super::{output, print_error, start};
+use super::{may_be_up, output, print_error, start};
 use crate::failure;
 use crate::lifecycle::journal;
 use crate::lifecycle::state;
@@ -50,7 +51,7 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     let mut names = args.names;
     if args.all {
         names = store::names(site)?;
-        names.retain(|name| state::of(site, name).is_up());
+        names.retain(|name| may_be_up(site, name));
     }
     if args.plan {
         return super::for_each(&names, |name| {
@@ -63,7 +64,7 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     }
     let code = stop_all(site, &names, &manner);
     if args.json {
-        output::json(&start::states(site, &names))?;
+        output::json(&start::states(site, &names)?)?;
     }
     Ok(code)
 }
@@ -89,16 +90,8 @@ pub fn stop_all(site: &Site, names: &[Name], manner: &Manner) -> i32 {
             scope.spawn(work);
         }
     });
-    wait_for_threads();
+    wait_for_joined_threads();
     code.into_inner().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Joined threads are gone a moment later, and a process that has any cannot fork, as a start does.
-fn wait_for_threads() {
-    let count = || std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
-    while count() > 1 {
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 fn failed(outcome: Result<()>) -> i32 {

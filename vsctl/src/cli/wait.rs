@@ -39,7 +39,7 @@ fn states() -> impl TypedValueParser<Value = State> {
 pub fn run(args: Args, site: &Site) -> Result<i32> {
     let started = Instant::now();
     loop {
-        let now = state::of(site, &args.name);
+        let now = state::of(site, &args.name)?;
         if now == args.state && (now != State::Incomplete || site.server(&args.name).exists()) {
             return Ok(0);
         }

@@ -9,6 +9,7 @@ use anyhow::Result;
 use kernel::cgroup::{Controller, Hierarchies};
 
 use super::{Finding, Verdict, trial};
+use crate::checkpoint;
 use crate::site::Site;
 
 /// Looks at the host.
@@ -89,21 +90,28 @@ fn cgroups() -> Vec<Finding> {
     };
     let kind = if hierarchies.is_pure_v2() { "" } else { ", with v1 controllers" };
     let mut findings = vec![Finding::ok("cgroup2", format!("{}{kind}", unified.display()))];
-    let available = fs::read_to_string(unified.join("cgroup.controllers")).unwrap_or_default();
-    for (controller, limit) in [
+    for (controller, limit) in unlimited(&hierarchies) {
+        let word = controller.as_str();
+        let finding = Finding::new(Verdict::Missing, format!("cgroup {word}"), format!("{limit} cannot be limited"));
+        findings.push(finding.remedy(format!("boot with cgroup_enable={word}")));
+    }
+    findings
+}
+
+/// The controllers that the host lacks, and the keys of a spec that need them.
+pub fn unlimited(hierarchies: &Hierarchies) -> Vec<(Controller, &'static str)> {
+    let unified = hierarchies.unified().map(|unified| fs::read_to_string(unified.join("cgroup.controllers")));
+    let available = unified.and_then(Result::ok).unwrap_or_default();
+    let is_there = |controller: Controller| {
+        hierarchies.v1(controller).is_some() || available.split_whitespace().any(|name| name == controller.as_str())
+    };
+    let all = [
         (Controller::Memory, "memory and swap"),
         (Controller::Cpu, "cpus"),
         (Controller::Cpuset, "cpuset"),
         (Controller::Pids, "pids"),
-    ] {
-        let word = controller.as_str();
-        if hierarchies.v1(controller).is_none() && !available.split_whitespace().any(|name| name == word) {
-            let finding =
-                Finding::new(Verdict::Missing, format!("cgroup {word}"), format!("{limit} cannot be limited"));
-            findings.push(finding.remedy(format!("boot with cgroup_enable={word}")));
-        }
-    }
-    findings
+    ];
+    all.into_iter().filter(|(controller, _)| !is_there(*controller)).collect()
 }
 
 /// The programs: where they come from, and whether nothing works without them.
@@ -128,6 +136,14 @@ fn programs(site: &Site) -> Vec<Finding> {
                 .remedy(format!("apt install {package}")),
         });
     }
+    let known = checkpoint::criu_version(site).and_then(|version| Ok((version, checkpoint::doubt(site)?)));
+    findings.push(match known {
+        Ok((version, None)) => Finding::ok("criu", format!("{version}: migratable servers can be suspended")),
+        Ok((version, Some(doubt))) => Finding::new(Verdict::Warning, "criu", format!("{version}: {doubt}"))
+            .remedy("a newer CRIU (`checkpoint.criu` in vsos.toml says where it is), or an older kernel"),
+        Err(error) => Finding::new(Verdict::Warning, "criu", format!("{error:#}: no server can be suspended"))
+            .remedy("apt install criu (Debian 13 or newer); or `checkpoint.criu` in vsos.toml says where it is"),
+    });
     findings
 }
 

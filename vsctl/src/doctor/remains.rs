@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -13,6 +14,7 @@ use kernel::cgroup::{Controller, Hierarchies};
 use kernel::lock::Flock;
 
 use super::{Finding, Verdict, trial};
+use crate::checkpoint;
 use crate::edit;
 use crate::lifecycle::change::ChangeStep;
 use crate::lifecycle::facilities::{self, Facilities};
@@ -20,11 +22,12 @@ use crate::lifecycle::files::FilesStep;
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::step::Step;
 use crate::lifecycle::world::World;
-use crate::lifecycle::{create, journal, stop, view};
+use crate::lifecycle::{create, journal, network, stop, view};
 use crate::monitor;
 use crate::name::Name;
 use crate::site::Site;
-use crate::store;
+use crate::store::{self, Side};
+use crate::template::remove_tree;
 
 /// One look, with what is found so far.
 struct Round<'a> {
@@ -42,15 +45,18 @@ pub fn examine(site: &Site, fix: bool) -> Result<Vec<Finding>> {
     let mut round = Round { site, world: World::new(site), fix, findings: Vec::new() };
     round.interrupted_changes()?;
     let created = round.interrupted_creations()?;
+    round.interrupted_migrations()?;
     round.interrupted_starts()?;
+    round.interrupted_dumps()?;
     round.interrupted_set_up()?;
     round.running_servers()?;
-    round.view();
+    round.view()?;
     round.views_of_servers()?;
     round.runtime_directories()?;
     round.groups()?;
     round.links()?;
     round.bindings()?;
+    round.unreserved()?;
     round.reservations()?;
     round.templates()?;
     if created {
@@ -110,15 +116,48 @@ impl Round<'_> {
         Ok(true)
     }
 
+    /// Servers between two hosts. Which of them is to go on is not ours to say: the source decides, and it may be the other host.
+    fn interrupted_migrations(&mut self) -> Result<()> {
+        for name in store::names(self.site)? {
+            let subject = format!("server {name}");
+            let finding = match store::migration(self.site, &name) {
+                Ok(None) => continue,
+                Ok(Some(migration)) => {
+                    // Held by the command that moves it.
+                    let Some(_lock) = self.lock(&name)? else { continue };
+                    if store::migration(self.site, &name)?.is_none() {
+                        continue;
+                    }
+                    let peer = &migration.peer;
+                    match migration.side {
+                        Side::Moved => {
+                            let detail = format!("it has moved to {peer}, and a copy is here");
+                            let remedy = format!("vsctl migrate {name} {peer} --continue");
+                            Finding::new(Verdict::Left, subject, detail).remedy(remedy)
+                        }
+                        Side::Incoming => {
+                            let detail = format!("it came from {peer}, which has not handed it over");
+                            let remedy = format!("on {peer}: vsctl migrate {name} HOST --continue, or --abort");
+                            Finding::new(Verdict::Left, subject, detail).remedy(remedy)
+                        }
+                    }
+                }
+                Err(error) => Finding::new(Verdict::Left, subject, format!("{error:#}")),
+            };
+            self.findings.push(finding);
+        }
+        Ok(())
+    }
+
     fn interrupted_starts(&mut self) -> Result<()> {
         for name in store::entries(&self.site.run().join("journal"))? {
-            if state::status(self.site, &name).is_some() {
+            if state::is_running(self.site, &name)? {
                 continue;
             }
             let Some(_lock) = self.lock(&name)? else { continue };
             // It may have come up, or have been taken back, before we had the lock.
             let journal = state::journal_file(self.site, &name);
-            if state::status(self.site, &name).is_some() || !journal.exists() {
+            if state::is_running(self.site, &name)? || !state::has_journal(self.site, &name)? {
                 continue;
             }
             let count = journal::standing(&journal).map_or(0, |steps| steps.len());
@@ -128,9 +167,31 @@ impl Round<'_> {
         Ok(())
     }
 
+    /// Images that were not finished, or are of no use any more; and servers that were cut off for the time of their dump.
+    fn interrupted_dumps(&mut self) -> Result<()> {
+        for name in store::names(self.site)? {
+            let Some(_lock) = self.lock(&name)? else { continue };
+            for directory in checkpoint::leftovers(self.site, &name)? {
+                self.left(directory.display().to_string(), "images or a disk of no use", |_| remove_tree(&directory));
+            }
+            if !state::is_running(self.site, &name)? {
+                continue;
+            }
+            // One whose spec cannot be read is another's finding.
+            let Ok(server) = store::load(self.site, &name) else { continue };
+            if network::is_cut_off(&self.world, &server)? {
+                let detail = "its link is off the bridge, as for a suspend that was interrupted";
+                self.left(format!("server {name}"), detail, |round| {
+                    network::put_on_bridge(&round.world, &server, true)
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn interrupted_set_up(&mut self) -> Result<()> {
         let host = self.site.run().join("host");
-        if !host.join("journal").exists() || Facilities(self.site).are_up() {
+        if !host.join("journal").exists() || Facilities(self.site).are_up()? {
             return Ok(());
         }
         let Some(lock) = Flock::try_exclusive(&host.join("lock"))? else { return Ok(()) };
@@ -142,11 +203,11 @@ impl Round<'_> {
 
     fn running_servers(&mut self) -> Result<()> {
         for name in store::names(self.site)? {
-            let now = state::of(self.site, &name);
+            let now = state::of(self.site, &name)?;
             if !matches!(now, State::Running | State::Frozen) {
                 continue;
             }
-            if !monitor::is_alive(self.site, &name) {
+            if !monitor::is_alive(self.site, &name)? {
                 self.left(format!("server {name}"), "it runs without a monitor", |round| adopt(round.site, &name));
             }
             let Some(_lock) = self.lock(&name)? else { continue };
@@ -164,9 +225,9 @@ impl Round<'_> {
         Ok(())
     }
 
-    fn view(&mut self) {
-        if !Facilities(self.site).are_up() {
-            return;
+    fn view(&mut self) -> Result<()> {
+        if !Facilities(self.site).are_up()? {
+            return Ok(());
         }
         let directory = self.site.lxcfs();
         let mount = directory.join("mount");
@@ -181,19 +242,37 @@ impl Round<'_> {
                 facilities::serve(round.site, &directory)?;
                 trial::fuse(&mount).context("it does not answer yet")
             });
+        } else if self.is_of_another_program()? {
+            let detail = "it is not the installed lxcfs-fuse that serves (vsctl host reload)";
+            self.left("FUSE overlay".into(), detail, |round| facilities::reload(round.site));
         }
+        Ok(())
+    }
+
+    /// Whether the overlay is served by another program than the installed one, as after an upgrade.
+    fn is_of_another_program(&self) -> Result<bool> {
+        let Ok(installed) = self.site.program("lxcfs-fuse") else { return Ok(false) };
+        let file = self.site.lxcfs().join("pid");
+        let pid = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let program = |path: &Path| -> Result<(u64, u64)> {
+            let found = fs::metadata(path).with_context(|| format!("look at {}", path.display()))?;
+            Ok((found.dev(), found.ino()))
+        };
+        Ok(program(Path::new(&format!("/proc/{}/exe", pid.trim())))? != program(&installed)?)
     }
 
     /// Servers whose files of /proc are of an overlay that died: the new one's are put in their place.
     fn views_of_servers(&mut self) -> Result<()> {
         for name in store::names(self.site)? {
-            let Some(status) = state::status(self.site, &name) else { continue };
+            let Some(status) = state::status(self.site, &name)? else { continue };
             let file = Path::new("/proc/meminfo");
             if let Err(error) = trial::read_inside(status.pid, file) {
                 let detail = format!("its /proc is served no more: {error:#}");
                 let id = store::load_record(self.site, &name)?.id;
                 self.left(format!("server {name}"), &detail, |round| {
-                    view::reattach(round.site, id, status.pid)?;
+                    // What served when it was looked at above may have been on its way out.
+                    Facilities(round.site).ensure_view()?;
+                    view::reattach(round.site, &name, id, &status)?;
                     trial::read_inside(status.pid, file).context("it is still not served")
                 });
             }
@@ -206,8 +285,8 @@ impl Round<'_> {
         for name in store::entries(&self.site.run().join("servers"))? {
             let Some(_lock) = self.lock(&name)? else { continue };
             let directory = self.site.server_run(&name);
-            let stands = state::journal_file(self.site, &name).exists();
-            if stands || state::status(self.site, &name).is_some() || !directory.exists() {
+            let stands = state::has_journal(self.site, &name)?;
+            if stands || state::status(self.site, &name)?.is_some() || !directory.exists() {
                 continue;
             }
             self.left(directory.display().to_string(), "nothing runs in it", |_| {
@@ -220,9 +299,7 @@ impl Round<'_> {
 
     /// Names of servers that are up, or that a command works on.
     fn is_busy(&self, name: &Name) -> Result<bool> {
-        Ok(state::of(self.site, name).is_up()
-            || state::journal_file(self.site, name).exists()
-            || self.lock(name)?.is_none())
+        Ok(state::of(self.site, name)?.is_up() || state::has_journal(self.site, name)? || self.lock(name)?.is_none())
     }
 
     fn groups(&mut self) -> Result<()> {
@@ -281,7 +358,7 @@ impl Round<'_> {
     }
 
     fn bindings(&mut self) -> Result<()> {
-        if !Facilities(self.site).are_up() {
+        if !Facilities(self.site).are_up()? {
             return Ok(());
         }
         if !self.world.firewall()?.exists()? {
@@ -298,6 +375,37 @@ impl Round<'_> {
             self.left(format!("nft binding of {}", binding.port), "it belongs to no server that runs", |round| {
                 Ok(round.world.firewall()?.unbind(&binding)?)
             });
+        }
+        Ok(())
+    }
+
+    /// Numbers and addresses of servers that are reserved for nobody: lost with the disk's last seconds, or by hand. The next server
+    /// would get them too. Those of two servers are told; which of them is to go is not ours to say.
+    fn unreserved(&mut self) -> Result<()> {
+        let changing = self.changing()?;
+        for name in store::names(self.site)? {
+            let Some(_lock) = self.lock(&name)? else { continue };
+            // A record that cannot be read says so elsewhere, and its owner's reservations are kept.
+            let Ok(record) = store::load_record(self.site, &name) else { continue };
+            if changing.contains(&name) {
+                continue;
+            }
+            for path in create::reservations(self.site, &record) {
+                let said = fs::read_to_string(&path).unwrap_or_default();
+                let thing = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                match said.parse::<Name>() {
+                    Ok(owner) if owner == name => {}
+                    Ok(owner) if self.has(&owner, &thing)? => {
+                        let detail = format!("{thing}: '{name}' and '{owner}' both have it");
+                        let remedy = format!("destroy one of {name} and {owner}, and create it anew");
+                        let both = Finding::new(Verdict::Left, format!("server {name}"), detail).remedy(remedy);
+                        self.findings.push(both);
+                    }
+                    _ => self.left(format!("server {name}"), &format!("{thing} is not reserved for it"), |_| {
+                        Ok(kernel::file::write_atomic(&path, name.as_str().as_bytes())?)
+                    }),
+                }
+            }
         }
         Ok(())
     }
@@ -385,9 +493,9 @@ impl Round<'_> {
 
     /// After the removal of the last server what all share goes, too; an interrupted removal had not come to that.
     fn last_light(&mut self) -> Result<()> {
-        if self.fix && Facilities(self.site).are_up() && store::names(self.site)?.is_empty() {
+        if self.fix && Facilities(self.site).are_up()? && store::names(self.site)?.is_empty() {
             let detail = "there is no server any more";
-            self.left("host".into(), detail, |round| Facilities(round.site).remove());
+            self.left("host".into(), detail, |round| Facilities(round.site).remove_unused());
         }
         Ok(())
     }
@@ -395,9 +503,9 @@ impl Round<'_> {
 
 /// Puts a monitor beside a server and waits until it is there.
 fn adopt(site: &Site, name: &Name) -> Result<()> {
-    monitor::adopt(name)?;
+    monitor::adopt(site, name)?;
     for _ in 0..200 {
-        if monitor::is_alive(site, name) || state::status(site, name).is_none() {
+        if monitor::is_alive(site, name)? || state::status(site, name)?.is_none() {
             return Ok(());
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
@@ -472,6 +580,28 @@ mod tests {
         assert_eq!(look(true), all(Verdict::Mended));
         assert_eq!(look(false), []);
         assert!(state.join("ids/1").exists() && state.join("addresses/10.1.2.2").exists());
+    }
+
+    #[test]
+    fn what_servers_have_is_reserved_again_and_never_for_two() {
+        let (_root, site) = site();
+        let state = site.state();
+        // Cut short by a power cut; and the number given to another meanwhile.
+        fs::write(state.join("addresses/10.1.2.2"), "").unwrap();
+        let look = |fix| {
+            let mut round = Round { site: &site, world: World::new(&site), fix, findings: Vec::new() };
+            round.unreserved().unwrap();
+            round.findings.into_iter().map(|finding| (finding.detail, finding.verdict)).collect::<Vec<_>>()
+        };
+        let lost = |verdict| ["1", "10.1.2.2"].map(|thing| (format!("{thing} is not reserved for it"), verdict));
+        assert_eq!(look(false), lost(Verdict::Left));
+        assert_eq!(look(true), lost(Verdict::Mended));
+        assert_eq!(look(false), []);
+        assert_eq!(fs::read_to_string(state.join("ids/1")).unwrap(), "web1");
+        fs::create_dir(state.join("servers/web2")).unwrap();
+        fs::copy(state.join("servers/web1/record.toml"), state.join("servers/web2/record.toml")).unwrap();
+        let both = |thing: &str| (format!("{thing}: 'web2' and 'web1' both have it"), Verdict::Left);
+        assert_eq!(look(true), [both("1"), both("10.1.2.2")]);
     }
 
     #[test]

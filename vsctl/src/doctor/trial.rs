@@ -1,51 +1,27 @@
 //! Trying out what the kernel can do, in a child whose namespaces go with it: the host sees nothing of it.
 
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result};
 use kernel::mount::{Attributes, FileSystem};
 use kernel::namespace::{self, Kinds};
-use kernel::process::{self, CloneOptions, Fork};
 use net::{Netlink, Veth};
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
+
+use crate::aside::{self, Found};
 
 /// A kernel that does not answer in this time hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Runs `work` in a child, and gives its error as text.
+/// Runs `work` in a child, and gives its error.
 ///
 /// # Errors
 /// What `work` says, or that it took too long: then the child is killed.
 pub fn in_child(work: impl FnOnce() -> Result<()>) -> Result<()> {
-    let (answer, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
-    match process::fork(&CloneOptions::default())? {
-        Fork::Child => {
-            drop(answer);
-            let text = work().map_or_else(|error| format!("{error:#}"), |()| "ok".to_owned());
-            // The parent is there until it has heard us, or has given up.
-            let _ = File::from(told).write_all(text.as_bytes());
-            std::process::exit(0)
-        }
-        Fork::Parent { pidfd, .. } => {
-            drop(told);
-            let mut polled = [PollFd::new(&answer, PollFlags::IN)];
-            let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-            let ready = rustix::event::poll(&mut polled, Some(&patience)).context("wait for a trial")?;
-            if ready == 0 {
-                let _ = pidfd.signal(nix::libc::SIGKILL);
-                bail!("no answer within {} s", PATIENCE.as_secs());
-            }
-            let mut text = String::new();
-            File::from(answer).read_to_string(&mut text).context("hear a trial")?;
-            let _ = pidfd.reap();
-            if text == "ok" { Ok(()) } else { Err(anyhow!("{text}")) }
-        }
-    }
+    aside::fetch(PATIENCE, &[], || work().map(|()| Found::default())).map(drop)
 }
 
 /// Whether bridges and pairs of links can be made.

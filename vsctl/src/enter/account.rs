@@ -1,19 +1,13 @@
 //! The user inside: from the guest's own /etc/passwd and /etc/group, read as a stranger's files.
 
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use init::accounts;
-use rustix::fs::OFlags;
 
 use crate::failure::{Exit, Failure};
+use crate::guest_file;
 use crate::name::Name;
-
-/// A longer file is cut: it is the guest's to write.
-const MOST_BYTES: u64 = 4 << 20;
 
 /// A user of the guest, complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,28 +29,15 @@ pub struct Account {
 /// The user `wanted` (a name or a number) of the guest with this root.
 ///
 /// # Errors
-/// When the guest has no such user.
+/// When the guest has no such user, or keeps us waiting.
 pub fn find(root: BorrowedFd<'_>, server: &Name, wanted: &str) -> Result<Account> {
     // A guest without these files still has a root.
-    let passwd = read(root, "etc/passwd").unwrap_or_default();
-    let group = read(root, "etc/group").unwrap_or_default();
+    let [passwd, group] = guest_file::read(root, ["etc/passwd", "etc/group"])?;
     choose(&passwd, &group, wanted).ok_or_else(|| {
         Failure::new(Exit::BadParameter, format!("'{server}' has no user '{wanted}'"))
             .hint(format!("`vsctl exec {server} -- cat /etc/passwd` shows them"))
             .into()
     })
-}
-
-fn read(root: BorrowedFd<'_>, path: &str) -> Result<String> {
-    // Non-blocking: it may be a FIFO.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = File::from(kernel::file::open_beneath_with(root, Path::new(path), flags, 0)?);
-    if !file.metadata().with_context(|| format!("look at {path}"))?.is_file() {
-        anyhow::bail!("{path} is no file");
-    }
-    let mut bytes = Vec::new();
-    file.take(MOST_BYTES).read_to_end(&mut bytes).with_context(|| format!("read {path}"))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn choose(passwd: &str, group: &str, wanted: &str) -> Option<Account> {

@@ -21,8 +21,8 @@ use crate::store;
 
 /// How often a server that does not run is looked at.
 const LOOK_AGAIN_MS: u16 = 50;
-/// How often a new monitor is asked until it answers: two seconds.
-const ADOPTION_TRIES: u32 = 40;
+/// How often a new monitor is asked until it answers: six seconds, for it asks the guest for five at most.
+const ADOPTION_TRIES: u32 = 120;
 
 /// The key before a command of ours: ^a.
 const ESCAPE: u8 = 0x01;
@@ -90,8 +90,8 @@ fn attach(site: &Site, name: &Name, options: Options, signals: &Signals) -> Resu
             Err(error) if exit_of(&error) == Exit::NotRunning => error,
             Err(error) => return Err(error),
         };
-        if orphaned(site, name) && left.is_none() {
-            monitor::adopt(name)?;
+        if orphaned(site, name)? && left.is_none() {
+            monitor::adopt(site, name)?;
             left = Some(ADOPTION_TRIES);
         }
         match &mut left {
@@ -110,8 +110,8 @@ fn attach(site: &Site, name: &Name, options: Options, signals: &Signals) -> Resu
 }
 
 /// Whether the server runs and its monitor does not.
-fn orphaned(site: &Site, name: &Name) -> bool {
-    state::status(site, name).is_some() && !monitor::is_alive(site, name)
+fn orphaned(site: &Site, name: &Name) -> Result<bool> {
+    Ok(state::status(site, name)?.is_some() && !monitor::is_alive(site, name)?)
 }
 
 fn talk(site: &Site, name: &Name, number: usize, stream: Attached, signals: &Signals) -> Result<End> {

@@ -1,13 +1,13 @@
 //! The processes that enter: one that joins and cannot be seen inside, and its sibling that becomes the program.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use kernel::channel::{self, Channel};
 use kernel::process::{self, CloneOptions, Fork, PidFd};
-use kernel::seccomp::{Filter, Profile};
+use kernel::seccomp::{Filter, Listener, Profile};
 use kernel::{capability, keyring, namespace};
 use nix::libc;
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -18,6 +18,9 @@ use super::program::Prepared;
 use super::relay::Signals;
 use super::target::Target;
 use crate::failure::{Exit, Failure, exit_of, hint_of};
+use crate::lifecycle::calls::Calls;
+use crate::monitor;
+use crate::site::Site;
 
 /// What the joiner says, with a pidfd, when the program's process is there.
 const BORN: &str = "born ";
@@ -28,6 +31,7 @@ const NOT_FOUND: i32 = 127;
 
 /// Everything that the processes need, made before the fork.
 pub(super) struct Plan<'a> {
+    pub site: &'a Site,
     pub target: &'a Target,
     pub account: &'a Account,
     pub program: Prepared,
@@ -104,6 +108,10 @@ fn hear(channel: &Channel, joiner: &PidFd, plan: &Plan, signals: &Signals) -> Re
     let Some(pid) = words.strip_prefix(BORN) else { return Err(failure(&words)) };
     let pid = pid.parse().context("the program's pid did not arrive")?;
     let child = Child { pid, pidfd: descriptors.pop().map(PidFd::from).context("the program's pidfd did not arrive")? };
+    // While the program is being executed; its calls wait until somebody listens.
+    if let Some(listener) = descriptors.pop() {
+        have_answered(listener, plan);
+    }
     if let Some(signal) = signals.or(channel.as_fd())? {
         return interrupted(signal, &child.pidfd);
     }
@@ -114,6 +122,15 @@ fn hear(channel: &Channel, joiner: &PidFd, plan: &Plan, signals: &Signals) -> Re
     }
     child.pidfd.reap()?;
     Err(failure(&String::from_utf8_lossy(&words)))
+}
+
+/// Gives the listener of the program's filter to who answers. Without one these calls fail inside, and nothing else does.
+fn have_answered(listener: OwnedFd, plan: &Plan) {
+    let target = plan.target;
+    let kept = Calls::of(listener).and_then(|calls| monitor::keep(plan.site, &target.name, target.id, calls));
+    if let Err(error) = kept {
+        log::warn!("sysinfo(2) and sched_getaffinity(2) fail in this session: {error:#}");
+    }
 }
 
 /// Ends what was started. Not waited for: it may stand still for as long as the guest likes.
@@ -143,8 +160,13 @@ fn words(error: &anyhow::Error) -> String {
 /// The life of both processes. Never returns; what goes wrong is told on the channel.
 fn join(channel: &Channel, plan: &Plan) -> ! {
     let told = match joined(channel, plan) {
-        Ok(Fork::Parent { pid, pidfd }) => channel.send(format!("{BORN}{pid}").as_bytes(), &[pidfd.as_fd()]),
-        Ok(Fork::Child) => {
+        Ok((Fork::Parent { pid, pidfd }, listener)) => {
+            let descriptors: Vec<BorrowedFd<'_>> = listener.iter().map(AsFd::as_fd).chain([pidfd.as_fd()]).collect();
+            channel.send(format!("{BORN}{pid}").as_bytes(), &descriptors)
+        }
+        Ok((Fork::Child, listener)) => {
+            // Before anything else: no process of the server is to have it.
+            drop(listener);
             let Err(error) = become_program(channel, plan);
             channel.send(words(&error).as_bytes(), &[])
         }
@@ -154,8 +176,8 @@ fn join(channel: &Channel, plan: &Plan) -> ! {
     std::process::exit(i32::from(told.is_err()))
 }
 
-/// Becomes the server's, step by step, and forks into its pid namespace.
-fn joined(channel: &Channel, plan: &Plan) -> Result<Fork> {
+/// Becomes the server's, step by step, and forks into its pid namespace. With the listener of its filter.
+fn joined(channel: &Channel, plan: &Plan) -> Result<(Fork, Option<Listener>)> {
     let target = plan.target;
     // By itself and while it still sees the host's hierarchies: nothing waits for the kernel then.
     target.group.attach_self_v1()?;
@@ -178,8 +200,9 @@ fn joined(channel: &Channel, plan: &Plan) -> Result<Fork> {
     capability::limit_bounding(target.capabilities)?;
     limit_own(target.capabilities)?;
     // The migratable part follows later: it refuses clone3.
-    Filter::compile(&Profile { migratable: false, ..target.profile }).install()?;
-    process::fork(&CloneOptions { sibling: true, ..CloneOptions::default() }).map_err(|error| no_room(error, plan))
+    let listener = Filter::compile(&Profile { migratable: false, ..target.profile }).install()?;
+    let forked = process::fork(&CloneOptions { sibling: true, ..CloneOptions::default() });
+    Ok((forked.map_err(|error| no_room(error, plan))?, listener))
 }
 
 /// Keeps no more than the bounding set. Nothing is inheritable: a root program gets its capabilities from the bounding

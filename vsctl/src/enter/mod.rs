@@ -103,6 +103,7 @@ pub fn run(site: &Site, name: &Name, wish: &Wish) -> Result<i32> {
     let wiring = session::Wiring::new(&target, &account, wish.terminal)?;
     let signals = relay::Signals::block(wiring.is_terminal())?;
     let plan = joiner::Plan {
+        site,
         target: &target,
         directory: wish.directory.clone(),
         program: program::prepare(&account, wish, wiring.is_terminal())?,

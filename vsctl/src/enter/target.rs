@@ -36,6 +36,8 @@ pub struct Target {
     pub(super) birthplace: Option<OwnedFd>,
     pub(super) capabilities: Set,
     pub(super) profile: Profile,
+    /// Its number.
+    pub(super) id: u32,
 }
 
 impl Target {
@@ -45,8 +47,8 @@ impl Target {
     /// Exit 44 when there is none, 31 when it does not run or is frozen.
     pub fn find(site: &Site, name: &Name) -> Result<Self> {
         let server = store::load(site, name)?;
-        let status = state::status(site, name).ok_or_else(|| not_running(name))?;
-        let init = state::pidfd(&status).map_err(|_| not_running(name))?;
+        let status = state::status(site, name)?.ok_or_else(|| not_running(name))?;
+        let init = state::pidfd(&status)?.ok_or_else(|| not_running(name))?;
         let hierarchies = Hierarchies::detect()?;
         let group = Group::new(&hierarchies, &site.server_cgroup(name));
         // What is born in a frozen group does not come back before somebody thaws it.
@@ -72,7 +74,13 @@ impl Target {
             birthplace,
             // A change of the spec may take away at once; what it gives comes with the next start.
             capabilities: Set::from_bits(wanted.bits() & bounding),
-            profile: Profile { migratable: server.spec.migratable, privileged: !has_ids },
+            // Its filter is as init's, not as the spec wants the next one; a change to "migratable" counts at once.
+            profile: Profile {
+                migratable: server.spec.migratable,
+                privileged: !has_ids,
+                listened: status.listened.is_some() && !server.spec.migratable,
+            },
+            id: server.record.id,
         })
     }
 

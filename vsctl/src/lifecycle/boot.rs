@@ -2,20 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
 use init::handover::{self, Handover, HostMount, MountKind, Role, SeccompProfile};
 use kernel::channel::Channel;
 use kernel::mount::{Attributes, Tree};
 
+use super::calls::{self, Calls};
+use super::freeze;
+use super::guest_groups;
 use super::nodes;
+use super::restore::{Moment, Restore, Restored};
 use super::stage::{self, Stage};
-use super::view;
+use super::view::{self, View};
 use super::world::World;
 use crate::monitor::Running;
 use crate::site::Site;
-use crate::spec::Bind;
+use crate::spec::{Bind, Device};
 use crate::store::Server;
 
 /// How many ttys a server has beside its console.
@@ -27,36 +32,81 @@ const PATIENCE_MS: u64 = 60_000;
 /// The program that PID 1 of a small template stays.
 pub const OWN_INIT: &str = "vsinit";
 
-/// What tells of the host or its other servers, or leads to its kernel.
+/// Where a server with that init sees its program.
+const OWN_INIT_PATH: &str = "/sbin/vsinit";
+
+/// What shows as empty: secrets, and what tells of the host's use or of other servers and has no counterpart of a server's own.
+/// What has one is a file of `lxcfs-fuse`.
 const MASKED: &[&str] = &[
     "/proc/acpi",
     "/proc/asound",
-    "/proc/interrupts",
+    "/proc/buddyinfo",
+    "/proc/cmdline",
+    "/proc/irq",
     "/proc/kallsyms",
     "/proc/kcore",
+    "/proc/key-users",
     "/proc/keys",
     "/proc/kmsg",
     "/proc/kpagecgroup",
     "/proc/kpagecount",
     "/proc/kpageflags",
     "/proc/latency_stats",
+    "/proc/pagetypeinfo",
     "/proc/sched_debug",
     "/proc/scsi",
-    "/proc/slabinfo",
     "/proc/timer_list",
     "/proc/timer_stats",
     "/proc/vmallocinfo",
+    // What has a name for each CPU, node or block of memory of the host, or a mask of its CPUs.
+    "/sys/bus/clockevents/devices",
+    "/sys/bus/cpu/devices",
+    "/sys/bus/cpu/drivers",
+    "/sys/bus/machinecheck/devices",
+    "/sys/bus/memory/devices",
+    "/sys/bus/node/devices",
+    "/sys/class/cpuid",
+    "/sys/class/msr",
+    "/sys/devices/system/clockevents",
+    "/sys/devices/system/machinecheck",
+    "/sys/devices/system/memory",
+    "/sys/devices/virtual/cpuid",
+    "/sys/devices/virtual/memory_tiering",
+    "/sys/devices/virtual/msr",
     "/sys/devices/virtual/powercap",
+    "/sys/devices/virtual/workqueue",
     "/sys/firmware",
     "/sys/kernel/debug",
+    "/sys/kernel/irq",
     "/sys/kernel/notes",
     "/sys/kernel/security",
     "/sys/kernel/slab",
     "/sys/kernel/tracing",
 ];
 
+/// Block devices and file systems of the host, by each way to them; what a server reads and writes is in diskstats. A server that
+/// is given one, or is trusted with the host, needs them: lsblk, LVM, mdadm and mkfs look there.
+const DEVICES: &[&str] = &[
+    "/proc/drbd",
+    "/proc/fs",
+    "/proc/mdstat",
+    "/sys/block",
+    "/sys/class/bdi",
+    "/sys/class/block",
+    "/sys/dev/block",
+    "/sys/devices/virtual/bdi",
+    "/sys/devices/virtual/block",
+    "/sys/fs/bcache",
+    "/sys/fs/btrfs",
+    "/sys/fs/erofs",
+    "/sys/fs/ext4",
+    "/sys/fs/f2fs",
+    "/sys/fs/nilfs2",
+    "/sys/fs/xfs",
+];
+
 /// What may be read and not written.
-const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY: &[&str] = &["/proc/bus", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What a start needs to know beside the plan.
 #[derive(Debug, Clone)]
@@ -79,7 +129,9 @@ pub fn boot(world: &World, stage: Stage) -> Result<Running> {
     let plan = world.boot.as_ref().ok_or_else(|| anyhow!("nothing to boot"))?;
     let root = Tree::clone_of(world.root.as_deref().context("the root is not mounted")?)?;
     let program = vsinit(world.site)?;
-    let mounts = host_mounts(world.site, plan, &stage)?;
+    // Before its files are taken: should it end from now on, the monitor knows that they must be replaced.
+    let keeper = Some(calls::supervisor(world.site)?);
+    let mounts = host_mounts(world.site, plan, &stage, &program)?;
     let handover = kernel::memfd::sealed("handover", handover(plan, &mounts).to_toml()?.as_bytes())?;
 
     let mut descriptors: Vec<BorrowedFd> = vec![handover.as_fd(), program.as_fd(), root.as_fd()];
@@ -88,11 +140,37 @@ pub fn boot(world: &World, stage: Stage) -> Result<Running> {
     // The network was configured before: nothing to wait for.
     init.channel.send(handover::word::PROCEED.as_bytes(), &[])?;
     let said = expect(&init.channel, handover::word::PREPARED)
-        .and_then(|ours| expect(&init.channel, handover::word::RUNNING).map(|_| ours));
+        .and_then(|ours| Ok((ours, expect(&init.channel, handover::word::RUNNING)?)));
     init.reap_stage();
-    let mut ours = said?;
+    let (mut ours, listener) = said?;
     let notify = ours.pop().context("the notify socket did not arrive")?;
-    Ok(Running { pid: init.pid, pidfd: init.pidfd, consoles: ours, notify: Some(notify), lock: None })
+    let answered = listener.into_iter().map(Calls::of).collect::<Result<Vec<_>>>()?;
+    if answered.is_empty() == plan.server.spec.answers_calls() {
+        bail!("vsinit and vsctl do not agree on the system-call filter: are they of one build?");
+    }
+    let (pid, pidfd, notify) = (init.pid, init.pidfd, Some(notify));
+    Ok(Running { pid, pidfd, consoles: ours, notify, lock: None, keeper, calls: answered })
+}
+
+/// Lets a restored server go on.
+///
+/// # Errors
+/// What CRIU said.
+pub fn go_on(world: &World, restore: Restore) -> Result<Running> {
+    let keeper = Some(calls::supervisor(world.site)?);
+    let plan = world.boot.as_ref().ok_or_else(|| anyhow!("nothing to restore"))?;
+    let group = world.group(&world.site.server_cgroup(&plan.server.name))?;
+    let groups = world.image.as_ref().map_or(&[][..], |image| &image.groups);
+    let Restored { pid, pidfd, masters } = restore.finish(|moment| match moment {
+        Moment::Apart => group.unified_directory().map_or(Ok(()), |directory| guest_groups::fill(&directory, groups)),
+        Moment::Complete => {
+            // Until it is written down that it runs, and the images have gone. CRIU lets them run whatever we say.
+            freeze::hold(world.site, &plan.server.name).inspect_err(|_| {
+                let _ = group.kill();
+            })
+        }
+    })?;
+    Ok(Running { pid, pidfd, consoles: masters, notify: None, lock: None, keeper, calls: Vec::new() })
 }
 
 fn expect(channel: &Channel, word: &str) -> Result<Vec<OwnedFd>> {
@@ -123,16 +201,17 @@ struct Prepared {
     kind: MountKind,
 }
 
-fn host_mounts(site: &Site, plan: &BootPlan, stage: &Stage) -> Result<Vec<Prepared>> {
+fn host_mounts(site: &Site, plan: &BootPlan, stage: &Stage, program: &Tree) -> Result<Vec<Prepared>> {
     let mut mounts = Vec::with_capacity(32);
-    let nodes = nodes::directory(site, &plan.server);
-    for (number, path) in nodes::paths(&plan.server).iter().enumerate() {
-        mounts.push(as_it_is(&nodes.join(number.to_string()), path)?);
+    for (source, target) in node_sources(site, &plan.server) {
+        mounts.push(Prepared { tree: Tree::clone_of(&source)?, target, kind: MountKind::File });
     }
     let views = view::mounts(site, plan.server.record.id)?;
-    mounts.extend(views.into_iter().map(|(tree, target)| Prepared { tree, target, kind: MountKind::File }));
+    mounts.extend(views.into_iter().map(|View { tree, target, kind }| Prepared { tree, target, kind }));
     if plan.init == OWN_INIT {
-        mounts.push(Prepared { tree: vsinit(site)?, target: "/sbin/vsinit".into(), kind: MountKind::File });
+        // The same mount that is executed, so that init's program has a path inside: CRIU dumps no other.
+        let tree = Tree::from(program.as_fd().try_clone_to_owned().context("copy vsinit's mount")?);
+        mounts.push(Prepared { tree, target: OWN_INIT_PATH.into(), kind: MountKind::File });
     }
     for bind in &plan.server.spec.mount {
         mounts.push(user_bind(bind, stage, plan.server.spec.privileged)?);
@@ -140,8 +219,24 @@ fn host_mounts(site: &Site, plan: &BootPlan, stage: &Stage) -> Result<Vec<Prepar
     Ok(mounts)
 }
 
-fn as_it_is(source: &Path, target: &Path) -> Result<Prepared> {
-    Ok(Prepared { tree: Tree::clone_of(source)?, target: target.to_owned(), kind: MountKind::File })
+/// Each device node: where the host has it, and where the server.
+fn node_sources(site: &Site, server: &Server) -> Vec<(PathBuf, PathBuf)> {
+    let directory = nodes::directory(site, server);
+    let source = |(number, path): (usize, PathBuf)| (directory.join(number.to_string()), path);
+    nodes::paths(server).into_iter().enumerate().map(source).collect()
+}
+
+/// What a server whose init is `init` sees of the host's without the mounts of its spec: where the host has it, and where the server.
+///
+/// # Errors
+/// When `lxcfs-fuse` does not run, or a program is missing.
+pub fn from_host(site: &Site, server: &Server, init: &str) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let mut all = node_sources(site, server);
+    all.extend(view::sources(site, server.record.id)?.into_iter().map(|(source, target, _)| (source, target)));
+    if init == OWN_INIT {
+        all.push((site.program("vsinit")?, OWN_INIT_PATH.into()));
+    }
+    Ok(all)
 }
 
 /// A user's mount: owners inside are those on disk, and no device or set-user-id file of the host counts inside.
@@ -163,6 +258,8 @@ fn user_bind(bind: &Bind, stage: &Stage, privileged: bool) -> Result<Prepared> {
 
 fn handover(plan: &BootPlan, mounts: &[Prepared]) -> Handover {
     let server = &plan.server;
+    let is_block = |device: &Device| device.path.metadata().is_ok_and(|found| found.file_type().is_block_device());
+    let has_devices = server.spec.privileged || server.spec.device.iter().any(is_block);
     let role = match (plan.rescue, plan.init.as_str()) {
         (true, _) => Role::Rescue,
         (false, OWN_INIT) => Role::Supervise,
@@ -184,20 +281,34 @@ fn handover(plan: &BootPlan, mounts: &[Prepared]) -> Handover {
         root: stage::ROOT_DESCRIPTOR,
         stage: stage::ROOT.into(),
         mounts: mounts.collect(),
-        masked: paths(MASKED),
+        masked: if has_devices { paths(MASKED) } else { paths(&[MASKED, DEVICES].concat()) },
         read_only: paths(READ_ONLY),
-        ttys: TTYS,
+        ttys: ttys(plan),
         capabilities: capabilities(server).bits(),
-        seccomp: Some(SeccompProfile { migratable: server.spec.migratable, privileged: server.spec.privileged }),
+        seccomp: Some(SeccompProfile {
+            migratable: server.spec.migratable,
+            privileged: server.spec.privileged,
+            listened: server.spec.answers_calls(),
+        }),
         privileged: server.spec.privileged,
-        environment: environment(),
+        environment: environment(plan),
     }
 }
 
+/// How many ttys the server gets beside its console. Where init does not hold their masters, CRIU restores one terminal and no more.
+fn ttys(plan: &BootPlan) -> u8 {
+    if plan.server.spec.migratable && plan.init != OWN_INIT { 0 } else { TTYS }
+}
+
 /// Tells systemd where to offer logins beside the console (systemd's CONTAINER_INTERFACE): console is pts/0, ttyN is pts/N.
-fn environment() -> BTreeMap<String, String> {
-    let ttys: Vec<String> = (1..=TTYS).map(|number| format!("pts/{number}")).collect();
-    BTreeMap::from([("container_ttys".into(), ttys.join(" "))])
+fn environment(plan: &BootPlan) -> BTreeMap<String, String> {
+    let ttys: Vec<String> = (1..=ttys(plan)).map(|number| format!("pts/{number}")).collect();
+    let mut environment = BTreeMap::from([("container_ttys".into(), ttys.join(" "))]);
+    if plan.server.spec.migratable {
+        // sd_event_add_memory_pressure(3): a trigger is lost with a checkpoint.
+        environment.insert("MEMORY_PRESSURE_WATCH".into(), "/dev/null".into());
+    }
+    environment
 }
 
 /// The bounding set that a server keeps.

@@ -183,7 +183,7 @@ impl ChangeStep {
                 if world.site.server(from).exists() || !world.site.server(to).exists() {
                     return Ok(());
                 }
-                if state::of(world.site, to).is_up() {
+                if state::of(world.site, to)?.is_up() {
                     return Err(Failure::new(Exit::AlreadyRunning, format!("'{to}' is running"))
                         .hint("stop it, then `vsctl doctor --fix`")
                         .into());
@@ -227,8 +227,7 @@ fn move_directory(site: &Site, from: &Name, to: &Name) -> Result<()> {
     // rename(2) would replace an empty directory.
     let flags = rustix::fs::RenameFlags::NOREPLACE;
     rustix::fs::renameat_with(rustix::fs::CWD, &source, rustix::fs::CWD, &target, flags).map_err(io::Error::from)?;
-    let servers = fs::File::open(site.servers())?;
-    Ok(servers.sync_all()?)
+    Ok(kernel::file::sync_entry(&target)?)
 }
 
 impl fmt::Display for ChangeStep {

@@ -1,10 +1,12 @@
 //! Create and destroy: between nothing and a defined server.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
+use kernel::lock::Flock;
 
 use super::execute;
 use super::facilities::Facilities;
@@ -38,14 +40,17 @@ pub struct Creation {
     pub identity: Identity,
 }
 
-/// Plans a creation: chooses number and addresses that are free now.
+/// The number of the first server of a site.
+pub const FIRST_NUMBER: u32 = 1;
+
+/// Plans a creation: chooses number and addresses that are free now. The number is not below `from`.
 ///
 /// # Errors
 /// When the name or an address is taken, or no number is left.
-pub fn plan(site: &Site, name: &Name, creation: &Creation) -> Result<(Record, Vec<Step>)> {
+pub fn plan(site: &Site, name: &Name, creation: &Creation, from: u32) -> Result<(Record, Vec<Step>)> {
     check_name(site, name)?;
     let networks = Networks::of(site)?;
-    let id = free_id(site)?;
+    let id = free_id(site, from)?;
     let addresses = addresses(site, &networks, id, &creation.spec)?;
     let mut identity = creation.identity.clone();
     let uuid = store::new_uuid();
@@ -76,15 +81,20 @@ pub fn plan(site: &Site, name: &Name, creation: &Creation) -> Result<(Record, Ve
 }
 
 /// The steps that give a server its directory, its number and its addresses.
-fn plan_reservations(site: &Site, name: &Name, record: &Record) -> Vec<FilesStep> {
+pub(super) fn plan_reservations(site: &Site, name: &Name, record: &Record) -> Vec<FilesStep> {
+    let mut steps = vec![FilesStep::MakeDirectory { path: site.server(name), mode: 0o700 }];
     let reserve = |path| FilesStep::Reserve { path, owner: name.to_string() };
-    let mut steps =
-        vec![FilesStep::MakeDirectory { path: site.server(name), mode: 0o700 }, reserve(id_file(site, record.id))];
-    steps.extend(record.addresses.iter().map(|address| reserve(network::reservation(site, *address))));
+    steps.extend(reservations(site, record).map(reserve));
     steps
 }
 
-fn check_name(site: &Site, name: &Name) -> Result<()> {
+/// The files that say who has the server's number and its addresses.
+pub fn reservations<'a>(site: &'a Site, record: &'a Record) -> impl Iterator<Item = PathBuf> + 'a {
+    let addresses = record.addresses.iter().map(|address| network::reservation(site, *address));
+    std::iter::once(id_file(site, record.id)).chain(addresses)
+}
+
+pub(super) fn check_name(site: &Site, name: &Name) -> Result<()> {
     let record = store::record_file(site, name);
     if record.exists() {
         return Err(Failure::new(Exit::Exists, format!("there is a server '{name}' already"))
@@ -103,21 +113,26 @@ fn id_file(site: &Site, id: u32) -> PathBuf {
     site.state().join("ids").join(id.to_string())
 }
 
-/// The lowest number that nobody has.
-fn free_id(site: &Site) -> Result<u32> {
+/// Who has a number, if anybody.
+pub fn owner_of_number(site: &Site, id: u32) -> Option<Name> {
+    fs::read_to_string(id_file(site, id)).ok()?.parse().ok()
+}
+
+/// The lowest number from `from` up that nobody has.
+///
+/// # Errors
+/// When none is left.
+pub fn free_id(site: &Site, from: u32) -> Result<u32> {
     let directory = site.state().join("ids");
-    let mut taken: Vec<u32> = match fs::read_dir(&directory) {
+    let taken: BTreeSet<u32> = match fs::read_dir(&directory) {
         Ok(found) => found.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect(),
-        Err(_) => Vec::new(),
+        Err(_) => BTreeSet::new(),
     };
-    taken.sort_unstable();
-    let free = (1..).zip(taken.iter().chain(&[u32::MAX])).find(|(id, taken)| id != *taken).map_or(1, |(id, _)| id);
-    if free > site.settings.max_servers {
-        return Err(Failure::new(Exit::Failed, format!("all {} servers' ids are taken", site.settings.max_servers))
+    (from..=site.settings.max_servers).find(|id| !taken.contains(id)).ok_or_else(|| {
+        Failure::new(Exit::Failed, format!("all {} servers' ids are taken", site.settings.max_servers))
             .hint("raise max_servers in vsos.toml")
-            .into());
-    }
-    Ok(free)
+            .into()
+    })
 }
 
 /// The addresses of a new server: the asked ones, or those of its number that nobody has.
@@ -154,15 +169,9 @@ fn addresses(site: &Site, networks: &Networks, id: u32, spec: &Spec) -> Result<V
 /// What refused; nothing is left then.
 pub fn create(site: &Site, name: &Name, creation: &Creation) -> Result<Server> {
     let _lock = store::lock(site, name)?;
-    for directory in ["servers", "ids", "addresses", "journal"] {
-        let path = site.state().join(directory);
-        fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
-    }
-    let mut journal = Journal::open(&journal_file(site, name), Lasting::Disk)?;
-    // Left by one that was killed; a record means that it had come to its end.
-    recover(site, name, &mut journal)?;
-    let allocation = kernel::lock::Flock::exclusive(&site.state().join("ids/.lock"))?;
-    let planned = plan(site, name, creation);
+    let mut journal = open_journal(site, name)?;
+    let allocation = allocation_lock(site)?;
+    let planned = plan(site, name, creation, FIRST_NUMBER);
     let (record, steps) = match planned {
         Ok(planned) => planned,
         Err(error) => {
@@ -186,6 +195,45 @@ pub fn create(site: &Site, name: &Name, creation: &Creation) -> Result<Server> {
     outcome.with_context(|| format!("cannot create '{name}'"))?;
     events::note(site, name, events::Kind::Created);
     Ok(Server { name: name.clone(), spec: creation.spec.clone(), record })
+}
+
+/// Opens the journal of a server that is to be made, with nothing in it: what a killed command left is taken back.
+///
+/// # Errors
+/// When the directories cannot be made; what could not be taken back.
+pub(super) fn open_journal(site: &Site, name: &Name) -> Result<Journal> {
+    for directory in ["servers", "ids", "addresses", "journal"] {
+        let path = site.state().join(directory);
+        fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+    }
+    let mut journal = Journal::open(&journal_file(site, name), Lasting::Disk)?;
+    // A record means that it had come to its end.
+    recover(site, name, &mut journal)?;
+    Ok(journal)
+}
+
+/// Held while numbers and addresses are chosen and reserved.
+///
+/// # Errors
+/// When it cannot be taken.
+pub(super) fn allocation_lock(site: &Site) -> Result<Flock> {
+    Ok(Flock::exclusive(&site.state().join("ids/.lock"))?)
+}
+
+/// Ends what an interrupted command left of a server, as the next creation of its name would. The caller holds its lock.
+///
+/// # Errors
+/// What could not be taken back.
+pub fn settle(site: &Site, name: &Name) -> Result<()> {
+    if !journal_file(site, name).exists() {
+        return Ok(());
+    }
+    open_journal(site, name)?.remove()
+}
+
+/// Whether an interrupted command left something of a server that is not whole.
+pub fn is_interrupted(site: &Site, name: &Name) -> bool {
+    journal_file(site, name).exists() && !store::record_file(site, name).exists()
 }
 
 fn journal_file(site: &Site, name: &Name) -> PathBuf {
@@ -235,12 +283,23 @@ pub fn plan_destroy(site: &Site, name: &Name, record: &Record) -> Vec<Step> {
 /// Destroys a server: everything that creating it had made.
 ///
 /// # Errors
-/// Exit 32 when it runs and `force` is not given; what could not be removed.
+/// Exit 32 when it runs and `force` is not given; when it is between two hosts and `force` is not given; what could not be removed.
 pub fn destroy(site: &Site, name: &Name, force: bool) -> Result<()> {
-    let _lock = store::lock(site, name)?;
+    let lock = store::lock(site, name)?;
+    if !force && site.server(name).exists() {
+        store::check_own(site, name)?;
+    }
+    destroy_held(site, name, force, lock)
+}
+
+/// [`destroy`] of a server whose lock the caller holds.
+///
+/// # Errors
+/// As [`destroy`].
+pub fn destroy_held(site: &Site, name: &Name, force: bool, lock: Flock) -> Result<()> {
     edit::recover(site, name)?;
     let record = store::load_record(site, name)?;
-    if state::of(site, name).is_up() {
+    if state::of(site, name)?.is_up() {
         if !force {
             return Err(Failure::new(Exit::AlreadyRunning, format!("'{name}' is running"))
                 .hint("stop it first, or use --force")
@@ -256,9 +315,9 @@ pub fn destroy(site: &Site, name: &Name, force: bool) -> Result<()> {
         .with_context(|| format!("cannot destroy '{name}'"))?;
     journal.remove()?;
     events::note(site, name, events::Kind::Destroyed);
+    // A monitor that was not told of the end, being too young to listen, waits for the lock to see what is left to do. It
+    // is in the group that goes with the last server.
+    drop(lock);
     // The last one turns off the light.
-    if store::names(site)?.is_empty() {
-        Facilities(site).remove()?;
-    }
-    Ok(())
+    Facilities(site).remove_unused()
 }

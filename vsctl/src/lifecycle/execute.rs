@@ -101,22 +101,30 @@ pub fn take_back(plan: &str, host: &mut dyn Host, journal: &mut Journal) -> Resu
     Err(anyhow!("{text}"))
 }
 
-/// For tests of crashes: `VSOS_FAULT=PLAN:N:kill|fail` ends the process with SIGKILL before step N, or makes it fail.
-fn fault(plan: &str, number: usize) -> Result<()> {
+/// For tests of crashes: `VSOS_FAULT=PLAN:N:kill|fail|stop` ends the process with SIGKILL before step N, makes it fail,
+/// or stops it there until SIGCONT, so that a test can end the whole host at that moment.
+///
+/// # Errors
+/// As the test wishes.
+pub fn fault(plan: &str, number: usize) -> Result<()> {
     let Some(wish) = env::var_os("VSOS_FAULT") else { return Ok(()) };
     let wish = wish.to_string_lossy().into_owned();
     match wish.split(':').collect::<Vec<_>>()[..] {
         [name, at, what] if name == plan && at.parse() == Ok(number) => match what {
             "kill" => {
-                kernel::process::PidFd::open(process::id() as i32)
-                    .and_then(|own| own.signal(nix::libc::SIGKILL))
-                    .context("end the own process")?;
+                signal_self(nix::libc::SIGKILL)?;
                 unreachable!("SIGKILL cannot be handled")
             }
+            "stop" => signal_self(nix::libc::SIGSTOP),
             _ => Err(anyhow!("VSOS_FAULT={wish}")),
         },
         _ => Ok(()),
     }
+}
+
+fn signal_self(signal: i32) -> Result<()> {
+    let own = kernel::process::PidFd::open(process::id() as i32);
+    own.and_then(|own| own.signal(signal)).with_context(|| format!("send signal {signal} to the own process"))
 }
 
 #[cfg(test)]

@@ -2,25 +2,28 @@
 //! the FUSE overlay. Set up at the first start, taken back with the last server, or by `vsctl host down`.
 
 use std::fmt;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
+use kernel::cgroup::{Group, Hierarchies};
+use kernel::process::{self, CloneOptions, Fork};
 use net::firewall::Ruleset;
 use net::sysctl::{Change, Family, Sysctl};
 use serde::{Deserialize, Serialize};
 
-use super::execute;
 use super::journal::{Journal, Lasting};
 use super::step::Step;
 use super::world::World;
+use super::{calls, execute};
 use crate::failure::{Exit, Failure};
 use crate::network::{Networks, mac};
 use crate::site::Site;
+use crate::store;
 
 /// A change to what all servers share.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +42,12 @@ pub enum FacilityStep {
     /// The cgroup that holds all servers.
     Group {
         /// Its path below the hierarchies' roots.
+        group: String,
+    },
+    /// The cgroup2 group of what runs beside the servers. A monitor outlives the session of the command that made it:
+    /// in the session's own group (systemd's `session-N.scope`) it would be ended, limited and accounted with it.
+    OwnGroup {
+        /// Its path below the unified hierarchy's root.
         group: String,
     },
     /// The bridge.
@@ -81,8 +90,12 @@ impl Facilities<'_> {
     }
 
     /// Whether they have been set up since the host booted.
-    pub fn are_up(&self) -> bool {
-        self.mark().exists()
+    ///
+    /// # Errors
+    /// When that cannot be known: setting them up anew would begin with taking them from running servers.
+    pub fn are_up(&self) -> Result<bool> {
+        let mark = self.mark();
+        mark.try_exists().with_context(|| format!("look for {}", mark.display()))
     }
 
     /// Sets them up unless they are.
@@ -90,11 +103,11 @@ impl Facilities<'_> {
     /// # Errors
     /// The facility that the host lacks.
     pub fn ensure(&self) -> Result<()> {
-        if self.are_up() {
+        if self.are_up()? {
             return Ok(());
         }
         let _lock = self.lock()?;
-        if self.are_up() {
+        if self.are_up()? {
             return Ok(());
         }
         self.make_run()?;
@@ -104,7 +117,26 @@ impl Facilities<'_> {
         execute::take_back("host", &mut world, &mut journal)?;
         let steps = self.plan()?;
         execute::run("host", 1, &steps, &mut world, &mut journal).context("cannot set up what servers share")?;
-        fs::write(self.mark(), "").with_context(|| format!("write {}", self.mark().display()))
+        self.put_mark()
+    }
+
+    /// Sees to it that `lxcfs-fuse` serves: one that died is replaced. Of many who ask at once one starts it.
+    ///
+    /// # Errors
+    /// When the facilities are not up, or it cannot be started.
+    pub fn ensure_view(&self) -> Result<()> {
+        if calls::supervisor(self.0).is_ok() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        // Being taken back with the last server, it is not to be started again.
+        if !self.are_up()? {
+            bail!("what servers share is not set up");
+        }
+        match calls::supervisor(self.0) {
+            Ok(_) => Ok(()),
+            Err(_) => serve(self.0, &self.0.lxcfs()),
+        }
     }
 
     /// Takes them back.
@@ -116,14 +148,53 @@ impl Facilities<'_> {
             return Ok(());
         }
         let _lock = self.lock()?;
-        match fs::remove_file(self.mark()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context("remove the mark"),
-            _ => {}
+        self.unmark()?;
+        self.take_back()
+    }
+
+    /// Takes them back if the site has no server.
+    ///
+    /// # Errors
+    /// What could not be taken back.
+    pub fn remove_unused(&self) -> Result<()> {
+        if !store::names(self.0)?.is_empty() || !self.0.run().join("host").exists() {
+            return Ok(());
         }
+        let _lock = self.lock()?;
+        let were_up = self.are_up()?;
+        // In this order: a server that is created now is either seen here, or sees that they are not up and waits for the lock.
+        self.unmark()?;
+        match store::names(self.0)?.is_empty() {
+            true => self.take_back(),
+            false if were_up => self.put_mark(),
+            false => Ok(()),
+        }
+    }
+
+    fn put_mark(&self) -> Result<()> {
+        fs::write(self.mark(), "").with_context(|| format!("write {}", self.mark().display()))
+    }
+
+    fn unmark(&self) -> Result<()> {
+        match fs::remove_file(self.mark()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("remove the mark"),
+            _ => Ok(()),
+        }
+    }
+
+    fn take_back(&self) -> Result<()> {
         let mut journal = Journal::open(&self.journal(), Lasting::Boot)?;
         execute::take_back("host", &mut World::new(self.0), &mut journal)
             .context("cannot take back what servers share")?;
         journal.remove()
+    }
+
+    /// The steps that a start would take to set them up: none when they are up.
+    ///
+    /// # Errors
+    /// As [`Facilities::plan`].
+    pub fn missing(&self) -> Result<Vec<Step>> {
+        if self.are_up()? { Ok(Vec::new()) } else { self.plan() }
     }
 
     /// The steps that set them up.
@@ -135,12 +206,13 @@ impl Facilities<'_> {
         let networks = Networks::of(site)?;
         let lxcfs = site.lxcfs();
         let steps = [
+            FacilityStep::Group { group: site.cgroup() },
+            FacilityStep::OwnGroup { group: site.own_cgroup() },
             FacilityStep::PrivateMount { path: site.run().join("servers") },
             FacilityStep::Directory { path: lxcfs.clone() },
             FacilityStep::PrivateMount { path: lxcfs.clone() },
             FacilityStep::Directory { path: lxcfs.join("servers") },
             FacilityStep::View { directory: lxcfs },
-            FacilityStep::Group { group: site.cgroup() },
             FacilityStep::Bridge {
                 name: site.bridge(),
                 mac: mac(site, None).to_string(),
@@ -197,6 +269,11 @@ impl FacilityStep {
             }
             Self::PrivateMount { path } => Ok(kernel::mount::bind_private(path)?),
             Self::Group { group } => Ok(world.group(group)?.create()?),
+            Self::OwnGroup { group } => match world.group(group)?.unified_directory() {
+                Some(directory) => fs::create_dir(&directory).with_context(|| format!("make {}", directory.display())),
+                // No cgroup2: then systemd has none to keep sessions in either.
+                None => Ok(()),
+            },
             Self::Bridge { name, mac, addresses } => {
                 let made = bridge(world, name, mac, addresses);
                 if made.is_err() {
@@ -227,7 +304,7 @@ impl FacilityStep {
         match self {
             Self::Directory { path } => crate::template::remove_tree(path),
             Self::PrivateMount { path } => Ok(kernel::mount::detach(path)?),
-            Self::Group { group } => Ok(world.group(group)?.remove()?),
+            Self::Group { group } | Self::OwnGroup { group } => Ok(world.group(group)?.remove()?),
             Self::Bridge { name, .. } => Ok(world.netlink()?.delete_link(name)?),
             Self::Firewall { .. } => Ok(world.firewall()?.remove()?),
             Self::Forwarding { before } => {
@@ -282,7 +359,49 @@ pub fn serve(site: &Site, directory: &Path) -> Result<()> {
     if !Path::new("/dev/fuse").exists() {
         return Err(Failure::new(Exit::Unsupported, "this host has no /dev/fuse").hint("modprobe fuse").into());
     }
-    run(site, "serve", directory)
+    // Born where it belongs: moving a process into a group of cgroup2 waits for a grace period of the kernel.
+    let (report, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
+    match process::fork(&beside(site, &Hierarchies::detect()?)?)? {
+        Fork::Parent { pid, .. } => {
+            drop(told);
+            let mut why = String::new();
+            let said = File::from(report).read_to_string(&mut why).context("listen to what starts lxcfs-fuse");
+            let status = process::status_of(pid)?;
+            said?;
+            if status.success() { Ok(()) } else { bail!("{why}") }
+        }
+        Fork::Child => {
+            drop(report);
+            let served = run(site, "serve", directory);
+            if let Err(error) = &served {
+                // Somebody who does not listen any more needs no reason.
+                let _ = write!(File::from(told), "{error:#}");
+            }
+            std::process::exit(i32::from(served.is_err()))
+        }
+    }
+}
+
+/// How a process is made that runs beside the servers: in the group of those.
+///
+/// # Errors
+/// When the group cannot be opened.
+pub fn beside(site: &Site, hierarchies: &Hierarchies) -> Result<CloneOptions> {
+    let group = Group::new(hierarchies, &site.own_cgroup());
+    let cgroup = match group.open_unified() {
+        // Set up by a version that had no such group: as it did then.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        opened => opened?,
+    };
+    Ok(CloneOptions { cgroup, ..CloneOptions::default() })
+}
+
+/// Lets the installed `lxcfs-fuse` go on in the place of the one that serves.
+///
+/// # Errors
+/// When none serves, or it does not give its place.
+pub fn reload(site: &Site) -> Result<()> {
+    run(site, "reload", &site.lxcfs())
 }
 
 fn run(site: &Site, verb: &str, directory: &Path) -> Result<()> {
@@ -306,6 +425,7 @@ impl fmt::Display for FacilityStep {
             Self::Directory { path } => write!(out, "make directory {}", path.display()),
             Self::PrivateMount { path } => write!(out, "make {} a private mount", path.display()),
             Self::Group { group } => write!(out, "make cgroup {group} for all servers"),
+            Self::OwnGroup { group } => write!(out, "make cgroup {group} for monitors and the FUSE overlay"),
             Self::Bridge { name, addresses, .. } => {
                 let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
                 write!(out, "create bridge {name} with {}", addresses.join(", "))

@@ -1,9 +1,9 @@
 //! Steps on files: directories, reservations, volumes, the spec and the record.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -69,14 +69,8 @@ impl FilesStep {
     pub fn apply(&self) -> Result<()> {
         match self {
             Self::MakeDirectory { path, mode } => Ok(DirBuilder::new().mode(*mode).create(path)?),
-            Self::Reserve { path, owner } => {
-                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
-                file.write_all(owner.as_bytes()).inspect_err(|_| {
-                    // One effect: a file without its text is worse than none.
-                    let _ = fs::remove_file(path);
-                })?;
-                Ok(())
-            }
+            // On the disk before anybody hears of it: a number that was lost would be given to a second server.
+            Self::Reserve { path, owner } => Ok(kernel::file::create_exclusive(path, owner.as_bytes())?),
             Self::CopyTree { from, to } => {
                 let copied = copy_tree(from, to);
                 if copied.is_err() {

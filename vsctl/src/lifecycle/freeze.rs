@@ -24,7 +24,7 @@ pub fn plan(site: &Site, name: &Name) -> Vec<Step> {
 /// Exit 44 when there is none, 31 when it does not run, 32 when it is frozen or running already.
 pub fn check(site: &Site, name: &Name, action: Action) -> Result<()> {
     store::load(site, name)?;
-    let now = state::of(site, name);
+    let now = state::of(site, name)?;
     if now.after(action).is_some() {
         return Ok(());
     }
@@ -45,10 +45,27 @@ pub fn check(site: &Site, name: &Name, action: Action) -> Result<()> {
 pub fn freeze(site: &Site, name: &Name) -> Result<()> {
     let _lock = store::lock(site, name)?;
     check(site, name, Action::Freeze)?;
-    let mut world = World::new(site);
-    plan(site, name).iter().try_for_each(|step| step.apply(&mut world))?;
+    hold(site, name)?;
     events::note(site, name, Kind::Frozen);
     Ok(())
+}
+
+/// Holds the processes of a server whose lock the caller has, as [`freeze`] does.
+///
+/// # Errors
+/// When some process does not stand still in time; then none does.
+pub fn hold(site: &Site, name: &Name) -> Result<()> {
+    let mut world = World::new(site);
+    plan(site, name).iter().try_for_each(|step| step.apply(&mut world))
+}
+
+/// Lets the processes of a server whose lock the caller has go on, as [`thaw`] does.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn let_go_on(site: &Site, name: &Name) -> Result<()> {
+    let mut world = World::new(site);
+    plan(site, name).iter().try_for_each(|step| step.undo(&mut world))
 }
 
 /// Lets the processes of a frozen server go on.
@@ -58,8 +75,7 @@ pub fn freeze(site: &Site, name: &Name) -> Result<()> {
 pub fn thaw(site: &Site, name: &Name) -> Result<()> {
     let _lock = store::lock(site, name)?;
     check(site, name, Action::Thaw)?;
-    let mut world = World::new(site);
-    plan(site, name).iter().try_for_each(|step| step.undo(&mut world))?;
+    let_go_on(site, name)?;
     events::note(site, name, Kind::Thawed);
     Ok(())
 }

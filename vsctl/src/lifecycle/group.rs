@@ -107,7 +107,7 @@ impl fmt::Display for Limits {
 pub fn plan(site: &Site, server: &Server) -> Vec<Step> {
     let group = site.server_cgroup(&server.name);
     let limits = Limits::of(&server.spec);
-    let owner = if server.spec.privileged { 0 } else { site.first_id(server.record.id) };
+    let owner = server.first_id(site).unwrap_or(0);
     let devices = server.spec.device.iter().map(ToString::to_string).collect();
     let mut steps = vec![GroupStep::Make { group: group.clone() }];
     if limits != Limits::default() {
@@ -133,7 +133,7 @@ impl GroupStep {
                     .group(group)?
                     .unified_directory()
                     .ok_or_else(|| Failure::new(Exit::Unsupported, "no cgroup2 hierarchy is mounted"))?;
-                Ok(DeviceProgram::compile(&rules(devices)?).attach(&directory)?)
+                world.batch.with_device_program(devices, |program| Ok(program.attach(&directory)?))
             }
         }
     }
@@ -173,6 +173,14 @@ const HARMLESS: &[(u32, Option<u32>)] = &[
     (10, Some(200)),
     (10, Some(229)),
 ];
+
+/// The program that allows the harmless devices, and `devices`.
+///
+/// # Errors
+/// When one of them is none.
+pub fn device_program(devices: &[String]) -> Result<DeviceProgram> {
+    Ok(DeviceProgram::compile(&rules(devices)?))
+}
 
 fn rules(devices: &[String]) -> Result<Vec<DeviceRule>> {
     let harmless = HARMLESS.iter().map(|(major, minor)| DeviceRule {

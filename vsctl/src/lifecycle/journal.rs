@@ -128,17 +128,21 @@ impl Journal {
         Ok(())
     }
 
-    /// Removes the file: nothing is left to take back, or what stands is to last.
+    /// Removes the file: nothing is left to take back, or what stands is to last. One on the disk goes for good: back after a power
+    /// cut, it would have what was confirmed taken back.
     ///
     /// # Errors
     /// When the disk refuses.
     pub fn remove(self) -> Result<()> {
         match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("remove {}", self.path.display()))
-            }
-            _ => Ok(()),
+            // With the directory that it lay in.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            removed => removed.with_context(|| format!("remove {}", self.path.display()))?,
         }
+        if self.lasting == Lasting::Disk {
+            kernel::file::sync_entry(&self.path)?;
+        }
+        Ok(())
     }
 
     fn write(&mut self, lines: &[u8]) -> Result<()> {

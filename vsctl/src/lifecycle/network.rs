@@ -11,6 +11,7 @@ use net::firewall::Binding;
 use net::{Mac, Netlink, Veth};
 use serde::{Deserialize, Serialize};
 
+use super::inside::Inside;
 use super::step::Step;
 use super::world::World;
 use crate::network::{Networks, mac};
@@ -81,15 +82,21 @@ impl NetworkStep {
     pub fn apply(&self, world: &mut World) -> Result<()> {
         match self {
             Self::CreateLink { link, bridge, guest_mac } => {
-                let stage = world.stage()?;
-                let namespace = stage.network_namespace()?;
                 let guest_mac: Mac = guest_mac.parse().context("the guest's MAC address")?;
+                // CRIU takes it in itself, since it must have the number that it had.
+                let waits = waiting(link);
+                // And nothing may come in before its connections are there: the kernel would end them.
+                let inside = world.inside()?;
+                let (peer_name, namespace, bridge) = match inside {
+                    Inside::Stage(_) => (GUEST_LINK, inside.network_namespace()?, Some(bridge.as_str())),
+                    Inside::Restore(_) => (waits.as_str(), kernel::namespace::open_own("net")?, None),
+                };
                 Ok(world.netlink()?.create_veth(&Veth {
                     name: link,
                     mac: None,
                     mtu: None,
-                    bridge: Some(bridge),
-                    peer_name: GUEST_LINK,
+                    bridge,
+                    peer_name,
                     peer_mac: Some(guest_mac),
                     peer_namespace: namespace.as_fd(),
                     up: true,
@@ -100,7 +107,12 @@ impl NetworkStep {
                 Ok(world.firewall()?.bind(&binding)?)
             }
             Self::Configure { addresses, gateways } => {
-                let namespace = world.stage()?.network_namespace()?;
+                let inside = world.inside()?;
+                if matches!(inside, Inside::Restore(_)) {
+                    // In the images.
+                    return Ok(());
+                }
+                let namespace = inside.network_namespace()?;
                 configure(&Netlink::in_namespace(namespace.as_fd())?, addresses, gateways)
             }
         }
@@ -122,6 +134,36 @@ impl NetworkStep {
     }
 }
 
+/// Whether a running server's link is off its bridge.
+///
+/// # Errors
+/// When links cannot be listed.
+pub fn is_cut_off(world: &World, server: &Server) -> Result<bool> {
+    if server.spec.net != NetworkMode::Bridge {
+        return Ok(false);
+    }
+    let link = world.netlink()?.link(&world.site.link(server.record.id))?;
+    Ok(link.is_some_and(|link| link.master.is_none()))
+}
+
+/// Connects a server's link to its bridge, or takes it off. The link stays up: the kernel marks routes over one that is down, and does not
+/// take such routes back from a checkpoint.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn put_on_bridge(world: &World, server: &Server, on: bool) -> Result<()> {
+    if server.spec.net == NetworkMode::Bridge {
+        let bridge = world.site.bridge();
+        world.netlink()?.set_master(&world.site.link(server.record.id), on.then_some(bridge.as_str()))?;
+    }
+    Ok(())
+}
+
+/// The name of the server's end of `link` while it waits in the host's network to be taken in.
+pub fn waiting(link: &str) -> String {
+    format!("{link}p")
+}
+
 fn binding(port: &str, mac: &str, addresses: &[IpNet]) -> Result<Binding> {
     let mac = mac.parse().context("the guest's MAC address")?;
     Ok(Binding { port: port.to_owned(), mac, addresses: addresses.iter().map(IpNet::addr).collect() })
@@ -132,14 +174,7 @@ fn configure(inside: &Netlink, addresses: &[IpNet], gateways: &[IpAddr]) -> Resu
     if addresses.is_empty() {
         return Ok(());
     }
-    for address in addresses {
-        inside.add_address(GUEST_LINK, *address)?;
-    }
-    inside.set_up(GUEST_LINK)?;
-    for gateway in gateways {
-        inside.add_default_route(*gateway, GUEST_LINK)?;
-    }
-    Ok(())
+    Ok(inside.configure(GUEST_LINK, addresses, gateways)?)
 }
 
 impl fmt::Display for NetworkStep {

@@ -40,7 +40,7 @@ pub enum NodesStep {
 
 /// The step that makes the nodes of `server`.
 pub fn plan(site: &Site, server: &Server) -> Step {
-    let owner = if server.spec.privileged { 0 } else { site.first_id(server.record.id) };
+    let owner = server.first_id(site).unwrap_or(0);
     let granted = server.spec.device.iter().map(|device| device.path.clone()).collect();
     Step::Nodes(NodesStep::Mount { target: directory(site, server), owner, granted })
 }

@@ -8,7 +8,11 @@ use anyhow::{Context, Result, anyhow};
 use kernel::mount::Tree;
 use serde::{Deserialize, Serialize};
 
-use super::boot;
+use super::boot::{self, OWN_INIT};
+use super::consoles;
+use super::guest_groups;
+use super::inside::Inside;
+use super::restore::Restore;
 use super::stage::Stage;
 use super::step::Step;
 use super::world::World;
@@ -39,8 +43,11 @@ pub enum ProcessStep {
     Boot {
         /// Its cgroup below the hierarchies' roots.
         group: String,
-        /// The init, for people.
+        /// The init, as the template names it.
         init: String,
+        /// The server's number; none in a journal of a version that did not know it.
+        #[serde(default)]
+        server: Option<u32>,
     },
 }
 
@@ -75,8 +82,7 @@ impl Layers {
 
 /// The steps that put a process into new namespaces.
 pub fn plan_enter(site: &Site, server: &Server) -> Step {
-    let first_id = (!server.spec.privileged).then(|| site.first_id(server.record.id));
-    Step::Process(ProcessStep::Enter { group: site.server_cgroup(&server.name), first_id })
+    Step::Process(ProcessStep::Enter { group: site.server_cgroup(&server.name), first_id: server.first_id(site) })
 }
 
 /// The step that mounts the server's root.
@@ -87,7 +93,8 @@ pub fn plan_root(site: &Site, server: &Server) -> Step {
 
 /// The step that starts init.
 pub fn plan_boot(site: &Site, server: &Server, init: &str) -> Step {
-    Step::Process(ProcessStep::Boot { group: site.server_cgroup(&server.name), init: init.into() })
+    let (group, server) = (site.server_cgroup(&server.name), Some(server.record.id));
+    Step::Process(ProcessStep::Boot { group, init: init.into(), server })
 }
 
 impl ProcessStep {
@@ -98,17 +105,35 @@ impl ProcessStep {
     pub fn apply(&self, world: &mut World) -> Result<()> {
         match self {
             Self::Enter { group, first_id } => {
-                world.stage = Some(Stage::enter(&world.group(group)?, *first_id)?);
+                let inside = match &world.image {
+                    None => Inside::Stage(Stage::enter(&world.group(group)?, *first_id)?),
+                    Some(image) => {
+                        if let Some(directory) = world.group(group)?.unified_directory() {
+                            guest_groups::make(&directory, &image.groups)?;
+                        }
+                        Inside::Restore(Restore::enter(image, first_id.is_some())?)
+                    }
+                };
+                world.inside = Some(inside);
                 Ok(())
             }
             Self::MountRoot { target, kind } => {
-                mount_root(world.stage()?, kind)?.attach(target)?;
+                let inside = world.inside()?;
+                mount_root(inside, kind)?.attach(target)?;
+                if let Err(error) = inside.show_root(target) {
+                    // A step that failed leaves nothing.
+                    kernel::mount::detach(target)?;
+                    return Err(error);
+                }
                 world.root = Some(target.clone());
                 Ok(())
             }
             Self::Boot { group, .. } => {
-                let stage = world.stage.take().ok_or_else(|| anyhow!("the server's namespaces are not there yet"))?;
-                let booted = boot::boot(world, stage);
+                let inside = world.inside.take().ok_or_else(|| anyhow!("the server's namespaces are not there yet"))?;
+                let booted = match inside {
+                    Inside::Stage(stage) => boot::boot(world, stage),
+                    Inside::Restore(restore) => boot::go_on(world, restore),
+                };
                 if booted.is_err() {
                     end_all(world, group);
                 }
@@ -125,13 +150,20 @@ impl ProcessStep {
     pub fn undo(&self, world: &mut World) -> Result<()> {
         match self {
             Self::Enter { group, .. } => {
-                if let Some(stage) = world.stage.take() {
-                    stage.end();
+                if let Some(inside) = world.inside.take() {
+                    inside.end();
                 }
                 kill(world, group)
             }
             Self::MountRoot { target, .. } => Ok(kernel::mount::detach(target)?),
-            Self::Boot { group, .. } => kill(world, group),
+            Self::Boot { group, init, server } => {
+                kill(world, group)?;
+                if let Some(server) = server.filter(|_| init != OWN_INIT) {
+                    // Without a supervisor nobody keeps them.
+                    let _ = consoles::forget(world.site, server);
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -148,16 +180,16 @@ fn kill(world: &World, group: &str) -> Result<()> {
     if group.exists() { Ok(group.kill()?) } else { Ok(()) }
 }
 
-fn mount_root(stage: &Stage, kind: &Layers) -> Result<Tree> {
+fn mount_root(inside: &Inside, kind: &Layers) -> Result<Tree> {
     let mapped = |path: &Path| -> Result<Tree> {
         let tree = Tree::clone_of(path).with_context(|| format!("the volume needs {}", path.display()))?;
-        if stage.has_ids() {
-            tree.set_idmap(stage.user_namespace()?.as_fd())?;
+        if inside.has_ids() {
+            tree.set_idmap(inside.user_namespace()?.as_fd())?;
         }
         Ok(tree)
     };
     match kind {
-        Layers::Overlay { lower, volume } => stage.mount_overlay(&mapped(lower)?, &mapped(volume)?),
+        Layers::Overlay { lower, volume } => inside.mount_overlay(&mapped(lower)?, &mapped(volume)?),
         Layers::Directory { root } => mapped(root),
     }
 }

@@ -119,12 +119,9 @@ impl Stage {
         }
     }
 
-    /// The server's network namespace.
-    ///
-    /// # Errors
-    /// When the stage is gone.
-    pub fn network_namespace(&self) -> Result<OwnedFd> {
-        Ok(namespace::open(self.pid, "net")?)
+    /// Its pid on the host.
+    pub fn pid(&self) -> i32 {
+        self.pid
     }
 
     /// The server's user namespace.
@@ -263,7 +260,10 @@ fn own_clock() -> Result<()> {
 }
 
 /// A place of the stage's own to mount things on.
-fn place() -> Result<()> {
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn place() -> Result<()> {
     let mut memory = FileSystem::new("tmpfs")?;
     memory.option("mode", "0755")?.option("size", "64k")?;
     memory.mount(Attributes::NOSUID | Attributes::NODEV)?.attach(Path::new(PLACE))?;
@@ -273,7 +273,11 @@ fn place() -> Result<()> {
     Ok(())
 }
 
-fn overlay(descriptors: Vec<OwnedFd>, has_ids: bool) -> Result<Tree> {
+/// Mounts the overlay of the layers that `descriptors` are, lower and volume, in a mount namespace that has [`place`].
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn overlay(descriptors: Vec<OwnedFd>, has_ids: bool) -> Result<Tree> {
     let mut layers = descriptors.into_iter().map(Tree::from);
     let (Some(lower), Some(volume)) = (layers.next(), layers.next()) else { bail!("the layers did not arrive") };
     // Attached first: kernels before 6.15 take no detached mount as a layer.
@@ -296,9 +300,15 @@ fn boot(channel: &Channel, descriptors: Vec<OwnedFd>) -> Result<()> {
     if !expected || descriptors.len() < BEFORE_MOUNTS {
         bail!("the descriptors for init did not arrive as sent");
     }
+    // Init speaks on the same channel, and must not be heard before the monitor knows who it is.
+    let (told, telling) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
     match process::fork(&CloneOptions { namespaces: Kinds::PID, cgroup: None, sibling: true })? {
+        // The stage ends with this, and its end of the pipe too.
         Fork::Parent { pid, pidfd } => Ok(channel.send(format!("init {pid}").as_bytes(), &[pidfd.as_fd()])?),
         Fork::Child => {
+            drop(telling);
+            // Its end is all that is ever read from it; whatever else happens, init begins.
+            let _ = rustix::io::retry_on_intr(|| rustix::io::read(&told, &mut [0_u8; 1]));
             let error = become_init(channel, &descriptors);
             let text = format!("{}{error:#}", handover::word::FAILED_PREFIX);
             let _ = channel.send(text.as_bytes(), &[]);
@@ -310,6 +320,8 @@ fn boot(channel: &Channel, descriptors: Vec<OwnedFd>) -> Result<()> {
 /// Executes vsinit with its descriptors at the agreed numbers; returns only when it cannot.
 fn become_init(channel: &Channel, descriptors: &[OwnedFd]) -> anyhow::Error {
     let arranged = || -> Result<()> {
+        // The host's session has no number inside, and CRIU dumps nobody of such a one.
+        process::new_session()?;
         process::place_descriptor(channel, CHANNEL)?;
         process::place_descriptor(&descriptors[0], handover::DESCRIPTOR)?;
         for inherited in &descriptors[BEFORE_MOUNTS - 1..] {
@@ -321,5 +333,5 @@ fn become_init(channel: &Channel, descriptors: &[OwnedFd]) -> anyhow::Error {
         return error;
     }
     let name = CString::from(c"vsinit");
-    process::exec_descriptor(descriptors[1].as_fd(), &[name], &[]).into()
+    process::exec_descriptor(descriptors[1].as_fd(), &[name], &[process::SPARING.to_owned()]).into()
 }

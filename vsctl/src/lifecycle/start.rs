@@ -5,28 +5,34 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use kernel::process::{self, CloneOptions, Fork};
+use kernel::lock::Flock;
+use kernel::process::{self, Fork};
 use serde::{Deserialize, Serialize};
 
-use super::boot::BootPlan;
+use super::batch::{Batch, TemplateInit};
+use super::boot::{BootPlan, OWN_INIT};
 use super::execute;
-use super::facilities::Facilities;
+use super::facilities::{self, Facilities};
 use super::files::FilesStep;
 use super::journal::{Journal, Lasting};
-use super::state::{self, Action, State};
+use super::restore::Image;
+use super::state::{self, Action, State, Status};
 use super::step::Step;
 use super::world::World;
-use super::{group, network, nodes, process as processes, stop, view};
+use super::{consoles, create, freeze, group, network, nodes, process as processes, restore, stop, view};
 use crate::failure::{self, Exit, Failure};
 use crate::monitor::{self, Running};
 use crate::name::Name;
 use crate::network::Networks;
 use crate::site::Site;
 use crate::store::{self, Server};
-use crate::template::Templates;
+use crate::template::remove_tree;
 use crate::volume;
 use crate::{edit, events};
 
@@ -49,28 +55,38 @@ pub struct Options {
     pub until: Until,
     /// Only a shell on the console.
     pub rescue: bool,
+    /// Boot a suspended server anew, and lose what it had in memory.
+    pub discard: bool,
 }
 
 /// The plan of a start.
 ///
 /// # Errors
+/// When the template or the volume is gone, an address is taken, or the site has no networks.
+pub fn plan(site: &Site, batch: &Batch, server: &Server, rescue: bool) -> Result<(BootPlan, Vec<Step>)> {
+    check_volume(site, server)?;
+    check_number(site, server)?;
+    let mut steps = claim(site, batch.networks(site)?, server)?;
+    let (boot, own) = plan_created(site, batch, server, rescue)?;
+    steps.extend(own);
+    Ok((boot, steps))
+}
+
+/// The plan of a start that follows a creation, which has made the volume and reserved number and addresses.
+///
+/// # Errors
 /// When the template is gone or the site has no networks.
-pub fn plan(site: &Site, server: &Server, rescue: bool) -> Result<(BootPlan, Vec<Step>)> {
-    let template = Templates::below(&site.state()).open(&server.spec.template)?;
-    let init = String::from(template.definition.init.clone());
-    let stop_signal = template.definition.stop_signal_number()?;
-    let networks = Networks::of(site)?;
+pub fn plan_created(site: &Site, batch: &Batch, server: &Server, rescue: bool) -> Result<(BootPlan, Vec<Step>)> {
+    let TemplateInit { init, stop_signal } = batch.template(site, &server.spec.template)?;
     let run = site.server_run(&server.name);
     let make = |path, mode| Step::Files(FilesStep::MakeDirectory { path, mode });
-    check_volume(site, server)?;
-    let mut steps = claim(site, &networks, server)?;
-    steps.extend([make(run.clone(), 0o700), make(run.join("root"), 0o755), make(run.join("nodes"), 0o755)]);
+    let mut steps = vec![make(run.clone(), 0o711), make(run.join("root"), 0o755), make(run.join("nodes"), 0o755)];
     steps.extend(group::plan(site, server));
     steps.push(nodes::plan(site, server));
     steps.push(view::plan(site, server));
     steps.push(processes::plan_enter(site, server));
     steps.push(processes::plan_root(site, server));
-    steps.extend(network::plan(site, &networks, server));
+    steps.extend(network::plan(site, batch.networks(site)?, server));
     steps.push(processes::plan_boot(site, server, &init));
     Ok((BootPlan { server: server.clone(), init, stop_signal, rescue }, steps))
 }
@@ -83,6 +99,16 @@ fn check_volume(site: &Site, server: &Server) -> Result<()> {
     }
     let message = format!("the volume of '{}' is gone: {} is missing", server.name, volume.display());
     Err(Failure::new(Exit::NoServer, message).hint("destroy the server, or bring the directory back").into())
+}
+
+/// Two servers of one number would have the same user ids on the host.
+fn check_number(site: &Site, server: &Server) -> Result<()> {
+    let id = server.record.id;
+    if create::owner_of_number(site, id).is_some_and(|owner| owner == server.name) {
+        return Ok(());
+    }
+    let message = format!("the number {id} of '{}' is not reserved for it", server.name);
+    Err(Failure::new(Exit::Failed, message).hint("`vsctl doctor --fix` reserves it, or says who has it").into())
 }
 
 /// Addresses that were written into the spec by hand: nobody else may have them while the server runs.
@@ -126,27 +152,77 @@ struct Report {
 ///
 /// # Errors
 /// What can be seen before anything is changed: no such server, running already, its template gone.
-pub fn begin(site: &Site, name: &Name, options: Options) -> Result<Starting> {
+pub fn begin(site: &Site, batch: &Rc<Batch>, name: &Name, options: Options) -> Result<Starting> {
     let lock = store::lock(site, name)?;
+    begin_locked(site, batch, name, options, None, lock)
+}
+
+/// Begins to bring a suspended server back from `image`; [`Starting::finish`] waits for it. `lock` is the server's, under which the
+/// image was looked at.
+///
+/// # Errors
+/// What can be seen before anything is changed.
+pub fn resume(site: &Site, name: &Name, image: Image, lock: Flock) -> Result<Starting> {
+    begin_locked(site, &Rc::default(), name, Options::default(), Some(image), lock)
+}
+
+/// Begins to start a server whose lock the caller holds.
+///
+/// # Errors
+/// As [`begin`].
+pub fn begin_held(site: &Site, name: &Name, lock: Flock) -> Result<Starting> {
+    begin_locked(site, &Rc::default(), name, Options::default(), None, lock)
+}
+
+fn begin_locked(
+    site: &Site,
+    batch: &Rc<Batch>,
+    name: &Name,
+    options: Options,
+    image: Option<Image>,
+    lock: Flock,
+) -> Result<Starting> {
+    store::check_own(site, name)?;
     edit::recover(site, name)?;
     let server = store::load(site, name)?;
-    let now = state::of(site, name);
+    let mut now = state::of(site, name)?;
     if now == State::Ready {
         stop::recover(site, name)?;
-    } else if now.after(Action::Prepare).is_none() {
+        now = state::of(site, name)?;
+    }
+    let discards = now == State::Suspended && options.discard;
+    if now == State::Suspended && image.is_none() && !discards {
+        let hint = format!(
+            "`vsctl resume {name}` lets it go on; `vsctl start --discard {name}` boots it anew, and what it had in memory is lost"
+        );
+        return Err(Failure::new(Exit::AlreadyRunning, format!("'{name}' is suspended")).hint(hint).into());
+    }
+    if image.is_some() && now != State::Suspended {
+        return Err(Failure::new(Exit::NotRunning, format!("'{name}' is not suspended any more, it is {now}")).into());
+    }
+    if now.after(Action::Prepare).is_none() {
         return Err(Failure::new(Exit::AlreadyRunning, format!("'{name}' is {now} already")).into());
     }
     Facilities(site).ensure()?;
+    Facilities(site).ensure_view()?;
     edit::settle(site, &server)?;
-    let (boot, steps) = plan(site, &server, options.rescue)?;
+    let (boot, steps) = plan(site, batch, &server, options.rescue)?;
+    if discards {
+        // Now that nothing is known that speaks against the start.
+        spend(&state::suspended_directory(site, name))?;
+    }
+    let devices: Vec<String> = server.spec.device.iter().map(ToString::to_string).collect();
+    if let Err(error) = batch.prepare(&devices) {
+        // The step that needs it fails by itself, and says it in its place.
+        log::debug!("'{name}': {error:#}");
+    }
     let (report, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
-    match process::fork(&CloneOptions { namespaces: kernel::namespace::Kinds::empty(), cgroup: None, sibling: false })?
-    {
+    match process::fork(&facilities::beside(site, batch.hierarchies()?)?)? {
         Fork::Parent { .. } => Ok(Starting { name: name.clone(), until: options.until, report: File::from(report) }),
         Fork::Child => {
             drop(report);
             // The lock is the child's now: the server is busy until it is up, whatever becomes of the command.
-            let code = child(site, &boot, &steps, File::from(told), lock);
+            let code = child(site, batch, &boot, &steps, image, File::from(told), lock);
             std::process::exit(code)
         }
     }
@@ -192,7 +268,7 @@ impl Starting {
 fn wait_ready(site: &Site, name: &Name) -> Result<()> {
     let mark = site.server_run(name).join("ready");
     while !mark.exists() {
-        if state::status(site, name).is_none() {
+        if state::status(site, name)?.is_none() {
             return Err(Failure::new(Exit::NotRunning, format!("'{name}' ended before it was ready")).into());
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -201,9 +277,19 @@ fn wait_ready(site: &Site, name: &Name) -> Result<()> {
 }
 
 /// The monitor before it becomes lean. Returns only when the server does not run.
-fn child(site: &Site, boot: &BootPlan, steps: &[Step], mut told: File, lock: kernel::lock::Flock) -> i32 {
+fn child(
+    site: &Site,
+    batch: &Rc<Batch>,
+    boot: &BootPlan,
+    steps: &[Step],
+    image: Option<Image>,
+    mut told: File,
+    lock: Flock,
+) -> i32 {
     let name = boot.server.name.clone();
-    let outcome = process::new_session().map_err(Into::into).and_then(|()| run(site, boot.clone(), steps));
+    let resumes = image.is_some();
+    let outcome =
+        process::new_session().map_err(Into::into).and_then(|()| run(site, batch, boot.clone(), steps, image));
     let report = match &outcome {
         Ok(_) => Report { exit: 0, message: String::new(), outcome: None, hint: None },
         Err(error) => {
@@ -218,7 +304,11 @@ fn child(site: &Site, boot: &BootPlan, steps: &[Step], mut told: File, lock: ker
     drop(told);
     match outcome {
         Ok(running) => {
-            let error = monitor::become_lean(&name, &running);
+            let error = match resumes {
+                // What a start hands on comes from the guest then, as after a monitor that died.
+                true => monitor::become_adopter(&name, running.lock.as_ref()),
+                false => monitor::become_lean(&name, &running),
+            };
             log::error!("the monitor of '{name}' goes on as it is: {error:#}");
             monitor::watch(site, &name, running)
         }
@@ -230,14 +320,24 @@ fn child(site: &Site, boot: &BootPlan, steps: &[Step], mut told: File, lock: ker
 ///
 /// # Errors
 /// The step that failed; everything has been taken back then.
-pub fn run(site: &Site, boot: BootPlan, steps: &[Step]) -> Result<Running> {
+pub fn run(site: &Site, batch: &Rc<Batch>, boot: BootPlan, steps: &[Step], image: Option<Image>) -> Result<Running> {
     let (name, init, stop_signal) = (boot.server.name.clone(), boot.init.clone(), boot.stop_signal);
-    let mut world = World::new(site);
+    let listened = boot.server.spec.answers_calls().then_some(boot.server.record.id);
+    let mut world = World::sharing(site, Rc::clone(batch));
     world.boot = Some(boot);
+    world.image = image;
     let mut journal = Journal::open(&state::journal_file(site, &name), Lasting::Boot)?;
     let outcome = execute::run("start", 1, steps, &mut world, &mut journal)
         .and_then(|()| world.running.take().context("nothing was booted"))
-        .and_then(|running| note(site, &name, init, stop_signal, running));
+        .and_then(|running| {
+            let age_ns = world.image.as_ref().map_or(0, |image| image.age_ns);
+            let (status, running) = note(site, &name, init, stop_signal, listened, age_ns, running)?;
+            match &world.image {
+                None => events::note(site, &name, events::Kind::Started),
+                Some(image) => let_go(&world, image, &name, &status, &running)?,
+            }
+            Ok(running)
+        });
     if outcome.is_err() {
         // The plan has taken itself back; when only the note failed, that is still to do.
         execute::take_back("undo", &mut world, &mut journal)?;
@@ -247,20 +347,74 @@ pub fn run(site: &Site, boot: BootPlan, steps: &[Step]) -> Result<Running> {
 }
 
 /// Writes `status.toml`: from now on the server is running.
-fn note(site: &Site, name: &Name, init: String, stop_signal: i32, mut running: Running) -> Result<Running> {
+fn note(
+    site: &Site,
+    name: &Name,
+    init: String,
+    stop_signal: i32,
+    listened: Option<u32>,
+    age_ns: u64,
+    mut running: Running,
+) -> Result<(Status, Running)> {
     // Before the server is seen to run: a command that finds no monitor makes one.
     running.lock = Some(monitor::lock(site, name)?);
-    let status = state::Status {
+    let status = Status {
         pid: running.pid,
         start_ticks: process::start_time(running.pid)?,
-        started_boottime_ns: view::boottime_ns(),
+        started_boottime_ns: view::started_ns(age_ns),
         init,
         stop_signal,
+        listened,
     };
     let text = toml::to_string(&status).context("write the status as TOML")?;
     kernel::file::replace(&state::status_file(site, name), text.as_bytes(), 0o644)?;
-    events::note(site, name, events::Kind::Started);
-    Ok(running)
+    Ok((status, running))
+}
+
+/// What was restored counts from now on, and its images do not: they go first.
+///
+/// # Errors
+/// What went wrong before that; behind it nothing is a reason any more to end the server.
+fn let_go(world: &World, image: &Image, name: &Name, status: &Status, running: &Running) -> Result<()> {
+    let site = world.site;
+    let server = store::load(site, name)?;
+    if status.init != OWN_INIT {
+        // What the next monitor asks for: the consoles, and last where init says how it is.
+        let notify = restore::notify_socket(status.pid, !server.spec.privileged)?;
+        let kept: Vec<_> = running.consoles.iter().chain([&notify]).map(AsFd::as_fd).collect();
+        consoles::keep(site, server.record.id, status.start_ticks, &kept)?;
+    }
+    let used = spend(&image.directory)?;
+    // What peers send is acknowledged from here on.
+    if let Err(error) = network::put_on_bridge(world, &server, true) {
+        log::error!("'{name}' has no network (`vsctl doctor --fix`): {error:#}");
+    }
+    if let Err(error) = freeze::let_go_on(site, name) {
+        log::error!("'{name}' stands still (`vsctl thaw {name}`): {error:#}");
+    }
+    if let Err(error) = remove_tree(&used) {
+        log::warn!("{error:#}");
+    }
+    events::note(site, name, events::Kind::Resumed);
+    Ok(())
+}
+
+/// Takes images their name, for good, and tells which they have now.
+///
+/// # Errors
+/// When the disk refuses; then they have it still.
+fn spend(images: &Path) -> Result<PathBuf> {
+    let used = images.with_extension(state::USED);
+    let failed = || format!("put {} aside", images.display());
+    // Of a removal that was interrupted.
+    remove_tree(&used)?;
+    std::fs::rename(images, &used).with_context(failed)?;
+    if let Err(error) = kernel::file::sync_entry(&used) {
+        // A power cut would bring them back beside a server that has gone on.
+        std::fs::rename(&used, images).with_context(failed)?;
+        return Err(error).with_context(failed);
+    }
+    Ok(used)
 }
 
 /// Starts again after the guest asked for a reboot: the monitor's own way, without a command. The caller holds the lock.
@@ -269,15 +423,16 @@ fn note(site: &Site, name: &Name, init: String, stop_signal: i32, mut running: R
 /// Why the server does not run.
 pub fn again(site: &Site, name: &Name) -> Result<Running> {
     let server = store::load(site, name)?;
+    Facilities(site).ensure_view()?;
     edit::settle(site, &server)?;
-    let (boot, steps) = plan(site, &server, false)?;
-    run(site, boot, &steps)
+    let batch = Rc::default();
+    let (boot, steps) = plan(site, &batch, &server, false)?;
+    run(site, &batch, boot, &steps, None)
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use super::*;
     use crate::spec::Spec;
@@ -296,6 +451,8 @@ mod tests {
         for address in ["10.77.0.4", "fd12::4"] {
             fs::write(state.join("addresses").join(address), "web1").unwrap();
         }
+        fs::create_dir_all(state.join("ids")).unwrap();
+        fs::write(state.join("ids/3"), "web1").unwrap();
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../templates/busybox/template.toml");
         fs::copy(shipped, state.join("templates/busybox/template.toml")).unwrap();
         let record = "version = 1\norigin = \"test\"\nbuilt_s = 0\nentries = 1\nsize_bytes = 1\ndigest = \"sha256:0\"\n\
@@ -307,7 +464,7 @@ mod tests {
             Record { version: 1, id: 3, uuid: "0".into(), created_s: 0, template_digest: "0".into(), addresses };
         let spec = Spec::parse(spec, "server.toml").unwrap();
         let server = Server { name: "web1".parse().unwrap(), spec, record };
-        let steps = plan(&site, &server, false).unwrap().1;
+        let steps = plan(&site, &Batch::default(), &server, false).unwrap().1;
         let text: String = steps.iter().map(|step| format!("{step}\n")).collect();
         let suffix = site.cgroup().replace("vsos-", "");
         text.replace(&root.path().display().to_string(), "")

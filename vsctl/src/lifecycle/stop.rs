@@ -8,6 +8,7 @@ use kernel::process::PidFd;
 use super::execute;
 use super::journal::{Journal, Lasting};
 use super::state::{self, State, Status};
+use super::waiters;
 use super::world::World;
 use crate::events;
 use crate::failure::{Exit, Failure};
@@ -41,6 +42,11 @@ impl Manner {
 /// How often an unanswered wish is repeated: an init that had no handler yet has lost the first one.
 const AGAIN: Duration = Duration::from_secs(2);
 
+/// How long killed processes may take to end, memory to give back included, before it is asked what they wait for.
+const PROMPT_MS: u64 = 2_000;
+/// … and after that.
+const STUBBORN_MS: u64 = 10_000;
+
 /// Stops a server.
 ///
 /// # Errors
@@ -48,11 +54,11 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub fn stop(site: &Site, name: &Name, manner: &Manner) -> Result<()> {
     let _lock = store::lock(site, name)?;
     store::load(site, name)?;
-    match state::of(site, name) {
+    match state::of(site, name)? {
         State::Running | State::Frozen => stop_locked(site, name, manner),
         // Interrupted half way: nothing runs, and taking it back is what was asked for.
         State::Ready => recover(site, name),
-        State::Stopped | State::Incomplete => {
+        State::Stopped | State::Suspended | State::Incoming | State::Moved | State::Incomplete => {
             Err(Failure::new(Exit::NotRunning, format!("'{name}' is not running")).into())
         }
     }
@@ -63,10 +69,10 @@ pub fn stop(site: &Site, name: &Name, manner: &Manner) -> Result<()> {
 /// # Errors
 /// What could not be taken back.
 pub fn stop_locked(site: &Site, name: &Name, manner: &Manner) -> Result<()> {
-    if let Some(status) = state::status(site, name) {
+    if let Some(status) = state::status(site, name)? {
         // Told first, so that it leaves the taking back to the holder of the lock.
         let handed = monitor::hand_over(site, name)?;
-        if let Ok(pidfd) = state::pidfd(&status) {
+        if let Some(pidfd) = state::pidfd(&status)? {
             end(site, name, &status, &pidfd, manner)?;
         }
         handed.wait_gone();
@@ -95,7 +101,14 @@ fn end(site: &Site, name: &Name, status: &Status, pidfd: &PidFd, manner: &Manner
         log::warn!("'{name}' did not shut down within {} s and is killed", manner.timeout.as_secs());
     }
     group.kill()?;
-    if !pidfd.wait_exit(Some(10_000))? {
+    if pidfd.wait_exit(Some(PROMPT_MS))? {
+        return Ok(());
+    }
+    let ended = waiters::let_go(&group)?;
+    if ended > 0 {
+        log::warn!("'{name}': {ended} FUSE file systems of its own kept killed processes waiting and were ended");
+    }
+    if !pidfd.wait_exit(Some(STUBBORN_MS))? {
         return Err(Failure::new(Exit::System, format!("the processes of '{name}' do not end")).into());
     }
     Ok(())

@@ -4,18 +4,20 @@
 
 use std::cell::OnceCell;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use anyhow::{Result, anyhow};
-use kernel::cgroup::{Group, Hierarchies};
+use kernel::cgroup::Group;
 use net::Netlink;
 use net::firewall::{Firewall, Ruleset};
 
+use super::batch::Batch;
 use super::boot::BootPlan;
 use super::execute::Host;
-use super::stage::Stage;
+use super::inside::Inside;
+use super::restore::Image;
 use super::step::Step;
 use crate::monitor::Running;
-use crate::network::Networks;
 use crate::site::Site;
 
 /// The host as one command sees it.
@@ -23,13 +25,16 @@ use crate::site::Site;
 pub struct World<'a> {
     /// The installation.
     pub site: &'a Site,
-    hierarchies: OnceCell<Hierarchies>,
+    /// What it shares with the other servers of a command.
+    pub batch: Rc<Batch>,
     netlink: OnceCell<Netlink>,
     firewall: Option<Firewall>,
     /// What to boot; present in a start only.
     pub boot: Option<BootPlan>,
+    /// What to restore instead of booting.
+    pub image: Option<Image>,
     /// The process in the new namespaces, between its step and the boot.
-    pub stage: Option<Stage>,
+    pub inside: Option<Inside>,
     /// The root as the host sees it.
     pub root: Option<PathBuf>,
     /// The server's init, once it runs.
@@ -39,13 +44,19 @@ pub struct World<'a> {
 impl<'a> World<'a> {
     /// A world of which nothing has been opened yet.
     pub fn new(site: &'a Site) -> Self {
+        Self::sharing(site, Rc::default())
+    }
+
+    /// The same, with what has been found out for other servers.
+    pub fn sharing(site: &'a Site, batch: Rc<Batch>) -> Self {
         Self {
             site,
-            hierarchies: OnceCell::new(),
+            batch,
             netlink: OnceCell::new(),
             firewall: None,
             boot: None,
-            stage: None,
+            image: None,
+            inside: None,
             root: None,
             running: None,
         }
@@ -56,11 +67,7 @@ impl<'a> World<'a> {
     /// # Errors
     /// When the host's hierarchies cannot be read.
     pub fn group(&self, path: &str) -> Result<Group> {
-        if self.hierarchies.get().is_none() {
-            let _ = self.hierarchies.set(Hierarchies::detect()?);
-        }
-        let hierarchies = self.hierarchies.get().ok_or_else(|| anyhow!("no cgroup hierarchies"))?;
-        Ok(Group::new(hierarchies, path))
+        Ok(Group::new(self.batch.hierarchies()?, path))
     }
 
     /// The netlink socket of the host's network.
@@ -79,7 +86,7 @@ impl<'a> World<'a> {
     /// # Errors
     /// When the site's networks cannot be read.
     pub fn ruleset(&self) -> Result<Ruleset> {
-        let networks = Networks::of(self.site)?;
+        let networks = self.batch.networks(self.site)?;
         Ok(Ruleset {
             table: self.site.table(),
             bridge: self.site.bridge(),
@@ -105,8 +112,8 @@ impl<'a> World<'a> {
     ///
     /// # Errors
     /// When there is none: the plan is out of order.
-    pub fn stage(&self) -> Result<&Stage> {
-        self.stage.as_ref().ok_or_else(|| anyhow!("the server's namespaces are not there yet"))
+    pub fn inside(&self) -> Result<&Inside> {
+        self.inside.as_ref().ok_or_else(|| anyhow!("the server's namespaces are not there yet"))
     }
 }
 

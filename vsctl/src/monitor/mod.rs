@@ -5,34 +5,54 @@
 //! server puts another in its place ([`adopt`]).
 
 mod console;
+mod healing;
+mod listeners;
 mod request;
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
+use kernel::cgroup::Hierarchies;
 use kernel::process::{self, PidFd};
+use kernel::pty::Master;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
+use crate::aside::{self, Found};
 use crate::events;
 use crate::lifecycle::boot::OWN_INIT;
-use crate::lifecycle::{start, state, stop};
+use crate::lifecycle::calls::{self, Calls};
+use crate::lifecycle::{self, facilities, start, state, stop};
 use crate::name::Name;
 use crate::site::Site;
 use crate::store;
 
+use healing::Healing;
+use listeners::Listeners;
+
+pub use healing::{VERB as HEAL_VERB, main as heal};
+
 pub use console::{Attached, attach, log_file, resize};
-pub use request::{Handed, hand_over};
+pub use request::{Handed, hand_over, keep};
 
 /// The hidden verb by which `vsctl` executes itself as a monitor.
 pub const VERB: &str = "monitor";
+
+/// The label of the one descriptor that an adopter may get.
+const ADOPTERS_LOCK: &str = "adopt-lock";
+
+/// How many datagrams of a guest are heard in a row.
+const DATAGRAMS_AT_ONCE: usize = 64;
+
+/// After this long without an event, memory that is not in use goes back to the kernel.
+const REST_MS: u16 = 100;
 
 /// A running server as its monitor holds it.
 #[derive(Debug)]
@@ -47,6 +67,10 @@ pub struct Running {
     pub notify: Option<OwnedFd>,
     /// Held as long as the monitor lives.
     pub lock: Option<OwnedFd>,
+    /// The supervisor of `lxcfs-fuse` whose files the server has, if that is known.
+    pub keeper: Option<PidFd>,
+    /// The calls of its filter, and of those who joined.
+    pub calls: Vec<Calls>,
 }
 
 fn socket_file(site: &Site, name: &Name) -> PathBuf {
@@ -75,9 +99,17 @@ fn pause<T>() -> Option<T> {
 }
 
 /// Whether the server has a living monitor.
-pub fn is_alive(site: &Site, name: &Name) -> bool {
+///
+/// # Errors
+/// When that cannot be known.
+pub fn is_alive(site: &Site, name: &Name) -> Result<bool> {
     // Taken and given back at once; a monitor that comes just then tries again.
-    matches!(kernel::lock::Flock::try_shared(&lock_file(site, name)), Ok(None))
+    match kernel::lock::Flock::try_shared(&lock_file(site, name)) {
+        Ok(lock) => Ok(lock.is_none()),
+        // The server's runtime directory has gone, and its monitor with it.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot tell whether '{name}' has a monitor")),
+    }
 }
 
 /// Executes this program anew, with nothing of the start in memory, and the server's descriptors inherited.
@@ -97,8 +129,15 @@ pub fn become_lean(name: &Name, running: &Running) -> anyhow::Error {
         if let Some(notify) = &running.notify {
             hand("notify", notify.as_fd())?;
         }
+        if let Some(keeper) = &running.keeper {
+            hand("keeper", keeper.as_fd())?;
+        }
         if let Some(lock) = &running.lock {
             hand("lock", lock.as_fd())?;
+        }
+        for calls in &running.calls {
+            hand("listener", calls.listener.as_fd())?;
+            hand("slot", calls.slot.as_fd())?;
         }
         arguments.into_iter().map(|text| CString::new(text).context("an argument with NUL")).collect()
     };
@@ -118,29 +157,37 @@ fn own_program() -> Result<CString> {
     CString::new(own.as_os_str().as_bytes()).context("the own program's path has NUL")
 }
 
-/// What a monitor needs of the environment: nothing but where its site is and how much it logs.
+/// What a monitor needs of the environment: nothing but where its site is, how much it logs, and to be small.
 fn environment() -> Vec<CString> {
-    ["VSOS_ROOT", "RUST_LOG", "VSOS_FAULT"]
-        .iter()
-        .filter_map(|name| CString::new(format!("{name}={}", std::env::var(name).ok()?)).ok())
-        .collect()
+    let kept = ["VSOS_ROOT", "RUST_LOG", "VSOS_FAULT", "LXCFS_FUSE_NO_RESEND"];
+    let kept = kept.iter().filter_map(|name| CString::new(format!("{name}={}", std::env::var(name).ok()?)).ok());
+    kept.chain([process::SPARING.to_owned()]).collect()
+}
+
+/// Executes this program anew as a monitor that finds its server as it is, and has its lock already if there is `lock`. Returns only when
+/// it cannot.
+pub fn become_adopter(name: &Name, lock: Option<&OwnedFd>) -> anyhow::Error {
+    let program = || -> Result<std::convert::Infallible> {
+        let mut arguments = vec![c"vsctl".to_owned(), CString::new(VERB)?, CString::new(name.as_str())?];
+        if let Some(lock) = lock {
+            process::keep_across_exec(lock)?;
+            arguments.push(CString::new(format!("{ADOPTERS_LOCK}={}", lock.as_raw_fd()))?);
+        }
+        Err(process::exec_path(&own_program()?, &arguments, &environment()).into())
+    };
+    let Err(error) = program();
+    error
 }
 
 /// Puts a monitor beside a running server that has none.
 ///
 /// # Errors
 /// When the process cannot be made.
-pub fn adopt(name: &Name) -> Result<()> {
-    let options = process::CloneOptions { namespaces: kernel::namespace::Kinds::empty(), cgroup: None, sibling: false };
-    match process::fork(&options)? {
+pub fn adopt(site: &Site, name: &Name) -> Result<()> {
+    match process::fork(&facilities::beside(site, &Hierarchies::detect()?)?)? {
         process::Fork::Parent { .. } => Ok(()),
         process::Fork::Child => {
-            let program = || -> Result<std::convert::Infallible> {
-                process::new_session()?;
-                let arguments = [c"vsctl".to_owned(), CString::new(VERB)?, CString::new(name.as_str())?];
-                Err(process::exec_path(&own_program()?, &arguments, &environment()).into())
-            };
-            let Err(error) = program();
+            let error = process::new_session().map_or_else(Into::into, |()| become_adopter(name, None));
             eprintln!("vsctl: monitor of '{name}': {error:#}");
             std::process::exit(1)
         }
@@ -159,7 +206,15 @@ pub fn main(arguments: &[String]) -> Result<i32> {
     let numbers = descriptors.iter().filter_map(|text| text.split_once('=')?.1.parse().ok());
     process::close_from(3, &numbers.collect::<Vec<RawFd>>())?;
     quiet()?;
-    let running = if descriptors.is_empty() { find(&site, &name)? } else { inherited(&site, &name, descriptors)? };
+    let running = match descriptors {
+        [] => find(&site, &name, lock(&site, &name)?)?,
+        [only] if only.starts_with(ADOPTERS_LOCK) => {
+            let number = only.split_once('=').and_then(|(_, number)| number.parse().ok());
+            let number = number.with_context(|| format!("'{only}' is no descriptor"))?;
+            find(&site, &name, process::adopt_descriptor(number)?)?
+        }
+        _ => inherited(&site, &name, descriptors)?,
+    };
     Ok(watch(&site, &name, running))
 }
 
@@ -173,9 +228,10 @@ fn quiet() -> Result<()> {
 }
 
 fn inherited(site: &Site, name: &Name, descriptors: &[String]) -> Result<Running> {
-    let status = state::status(site, name).context("the server has ended")?;
-    let mut running =
-        Running { pid: status.pid, pidfd: state::pidfd(&status)?, consoles: Vec::new(), notify: None, lock: None };
+    let (status, pidfd) = init_of(site, name)?;
+    let (consoles, calls) = (Vec::new(), Vec::new());
+    let mut running = Running { pid: status.pid, pidfd, consoles, notify: None, lock: None, keeper: None, calls };
+    let mut listener = None;
     for text in descriptors {
         let (label, number) = text.split_once('=').with_context(|| format!("'{text}' is no descriptor"))?;
         let number: RawFd = number.parse().with_context(|| format!("'{text}' is no descriptor"))?;
@@ -184,29 +240,75 @@ fn inherited(site: &Site, name: &Name, descriptors: &[String]) -> Result<Running
             "pidfd" => running.pidfd = PidFd::from(fd),
             "console" => running.consoles.push(fd),
             "notify" => running.notify = Some(fd),
+            "keeper" => running.keeper = Some(PidFd::from(fd)),
             "lock" => running.lock = Some(fd),
+            "listener" => listener = Some(fd),
+            "slot" => running.calls.extend(listener.take().map(|listener| Calls { listener, slot: fd })),
             _ => return Err(anyhow!("'{text}' is no descriptor of a monitor")),
         }
     }
     Ok(running)
 }
 
-/// Finds everything anew, after a monitor that died.
-fn find(site: &Site, name: &Name) -> Result<Running> {
-    let lock = Some(lock(site, name)?);
-    let status = state::status(site, name).context("the server has ended")?;
-    let mut consoles = consoles_of(&status).unwrap_or_default();
-    let notify = if consoles.len() > 1 { consoles.pop() } else { None };
-    Ok(Running { pid: status.pid, pidfd: state::pidfd(&status)?, consoles, notify, lock })
+fn init_of(site: &Site, name: &Name) -> Result<(state::Status, PidFd)> {
+    let status = state::status(site, name)?.context("the server has ended")?;
+    let pidfd = state::pidfd(&status)?.context("the server has ended")?;
+    Ok((status, pidfd))
 }
 
-/// The consoles that vsinit keeps. Another init has none: those of the dead monitor died with it.
-fn consoles_of(status: &state::Status) -> Result<Vec<OwnedFd>> {
-    if status.init != OWN_INIT {
-        return Ok(Vec::new());
+/// Finds everything anew, after a monitor that died, or a restore.
+fn find(site: &Site, name: &Name, lock: OwnedFd) -> Result<Running> {
+    let lock = Some(lock);
+    let (status, pidfd) = init_of(site, name)?;
+    let mut consoles = consoles_of(site, name, &status).unwrap_or_else(|error| {
+        log::warn!("'{name}' has no console until it restarts: {error:#}");
+        Vec::new()
+    });
+    let notify = consoles.pop();
+    let calls = calls_of(site, &status);
+    Ok(Running { pid: status.pid, pidfd, consoles, notify, lock, keeper: None, calls })
+}
+
+/// The calls that `lxcfs-fuse` keeps for the server.
+fn calls_of(site: &Site, status: &state::Status) -> Vec<Calls> {
+    let Some(id) = status.listened else { return Vec::new() };
+    match calls::fetch(site, id) {
+        Ok((calls, _)) => calls,
+        Err(error) => {
+            log::warn!("its sysinfo(2) and sched_getaffinity(2) fail until it restarts: {error:#}");
+            Vec::new()
+        }
     }
-    let socket = guest_control(status.pid)?;
-    Ok(init::control::consoles(socket.as_fd())?)
+}
+
+/// The consoles that vsinit keeps, or those that the dead monitor of a server with another init had given to `lxcfs-fuse`; at their
+/// end the notify socket.
+fn consoles_of(site: &Site, name: &Name, status: &state::Status) -> Result<Vec<OwnedFd>> {
+    if status.init != OWN_INIT {
+        return lifecycle::consoles::fetch(site, store::load_record(site, name)?.id, status.start_ticks);
+    }
+    let pid = status.pid;
+    let found = aside::fetch(init::control::CONSOLES_TIMEOUT, &[], || {
+        let socket = guest_control(pid)?;
+        let descriptors = init::control::consoles(socket.as_fd())?;
+        Ok(Found { descriptors: recognised(descriptors)?, ..Found::default() })
+    });
+    Ok(found?.descriptors)
+}
+
+/// What a guest has given, if it is what it should be: masters, and at the end a socket for datagrams. Anything else could
+/// make the monitor wait when it is used or closed; the process that looks at it here is not the monitor.
+fn recognised(mut descriptors: Vec<OwnedFd>) -> Result<Vec<OwnedFd>> {
+    use rustix::net::{AddressFamily, SocketType, sockopt};
+    let notify = descriptors.pop().context("vsinit has no consoles")?;
+    let is_socket = sockopt::socket_domain(&notify) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(&notify) == Ok(SocketType::DGRAM);
+    if !is_socket {
+        return Err(anyhow!("vsinit's notify socket is none"));
+    }
+    let master =
+        |fd| Master::recognise(fd).map(OwnedFd::from).map_err(|_| anyhow!("a console of vsinit's is no terminal"));
+    descriptors.into_iter().map(master).chain([Ok(notify)]).collect()
 }
 
 /// An `O_PATH` descriptor of the control socket of the vsinit with `pid`; a guest's symbolic links lead nowhere else.
@@ -231,7 +333,9 @@ enum End {
 /// Watches over a server until it has ended for good; returns the exit code of the monitor.
 pub fn watch(site: &Site, name: &Name, mut running: Running) -> i32 {
     loop {
-        let end = match Watch::begin(site, name, &running).and_then(Watch::run) {
+        let calls = std::mem::take(&mut running.calls);
+        let healing = Healing::new(site, name, running.keeper.take());
+        let end = match Watch::begin(site, name, &running, calls, healing).and_then(Watch::run) {
             Ok(Some(end)) => end,
             // Whoever stops the server takes it back.
             Ok(None) => return 0,
@@ -259,7 +363,7 @@ pub fn watch(site: &Site, name: &Name, mut running: Running) -> i32 {
 fn after(site: &Site, name: &Name, end: End) -> Result<Option<Running>> {
     let _lock = store::lock(site, name)?;
     // Another command may have been faster, and even have started the server again.
-    if state::status(site, name).is_some() || !state::journal_file(site, name).exists() {
+    if state::status(site, name)?.is_some() || !state::has_journal(site, name)? {
         return Ok(None);
     }
     stop::recover(site, name)?;
@@ -275,34 +379,101 @@ struct Watch<'a> {
     site: &'a Site,
     name: &'a Name,
     running: &'a Running,
+    /// The server's number and the start of its init, if others than init keep the consoles.
+    kept_as: Option<(u32, u64)>,
     listener: UnixListener,
     consoles: console::Consoles,
+    listeners: Listeners<'a>,
+    healing: Healing<'a>,
     /// Connections whose first line is not read yet.
     callers: Vec<UnixStream>,
     /// Commands that stop the server and take it back themselves.
     stoppers: Vec<UnixStream>,
+    /// How the guest has said that it will end.
+    announced: End,
+    /// Whether nothing has happened since memory was given back.
+    rested: bool,
 }
 
 impl<'a> Watch<'a> {
-    fn begin(site: &'a Site, name: &'a Name, running: &'a Running) -> Result<Self> {
+    fn begin(
+        site: &'a Site,
+        name: &'a Name,
+        running: &'a Running,
+        calls: Vec<Calls>,
+        healing: Healing<'a>,
+    ) -> Result<Self> {
+        // Before the rest: somebody inside may wait for it.
+        let status = state::status(site, name)?;
+        let listened = status.as_ref().and_then(|status| status.listened);
+        let mut listeners = Listeners::new(site, listened.unwrap_or_default());
+        calls.into_iter().for_each(|calls| listeners.keep(calls));
+        listeners.serve(&[]);
+        let others = status.filter(|status| status.init != OWN_INIT);
+        let kept_as =
+            others.map(|status| Ok::<_, anyhow::Error>((store::load_record(site, name)?.id, status.start_ticks)));
+        let kept_as = kept_as.transpose()?;
         let path = socket_file(site, name);
         // A dead monitor's: the lock says that there is no living one.
         let _ = fs::remove_file(&path);
         let listener = UnixListener::bind(&path).with_context(|| format!("listen at {}", path.display()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).context("keep others out")?;
         listener.set_nonblocking(true).context("listen without waiting")?;
-        let consoles = console::Consoles::new(&running.consoles, log_file(site, name))?;
-        Ok(Self { site, name, running, listener, consoles, callers: Vec::new(), stoppers: Vec::new() })
+        let consoles = console::Consoles::new(&running.consoles, log_file(site, name)).or_else(|error| {
+            // The guest holds them as well, and can make one useless. The server needs its monitor all the same.
+            log::warn!("the consoles of '{name}' cannot be used: {error:#}");
+            console::Consoles::new(&[], log_file(site, name))
+        })?;
+        let (callers, stoppers) = (Vec::new(), Vec::new());
+        let watch = Self {
+            site,
+            name,
+            running,
+            kept_as,
+            listener,
+            consoles,
+            listeners,
+            healing,
+            callers,
+            stoppers,
+            rested: false,
+            announced: End::Stop,
+        };
+        watch.keep_consoles();
+        Ok(watch)
+    }
+
+    /// Gives copies of the consoles to the supervisor of `lxcfs-fuse`, if the server's init keeps none. When there is no supervisor the
+    /// next one gets them.
+    fn keep_consoles(&self) {
+        let Some((id, init_start)) = self.kept_as else { return };
+        let kept: Vec<_> = self.running.consoles.iter().chain(&self.running.notify).map(AsFd::as_fd).collect();
+        if kept.is_empty() {
+            return;
+        }
+        if let Err(error) = lifecycle::consoles::keep(self.site, id, init_start, &kept) {
+            log::debug!("{error:#}");
+        }
     }
 
     /// Until init ends; `None` when somebody else takes the server back.
     fn run(mut self) -> Result<Option<End>> {
         loop {
-            let ready = self.wait()?;
+            let happened = self.wait()?;
+            if self.healing.serve(&happened) {
+                self.listeners.hurry();
+                self.keep_consoles();
+            }
+            self.listeners.serve(&happened);
+            let ready: Vec<RawFd> = happened.into_iter().map(|(fd, _)| fd).collect();
             self.consoles.serve(&ready);
             if ready.contains(&self.notify_number()) {
                 self.hear_notify();
             }
+            // One that went away has changed its mind, or was killed. Before new ones come: their wish is still in `ready`.
+            self.stoppers.retain(|stopper| !ready.contains(&stopper.as_raw_fd()));
+            self.hear_callers(&ready);
+            // Last: a new caller may get the number of something that was ready and is closed by now, and has said nothing yet.
             if ready.contains(&self.listener.as_raw_fd()) {
                 while let Ok((caller, _)) = self.listener.accept() {
                     if caller.set_nonblocking(true).is_ok() {
@@ -310,10 +481,9 @@ impl<'a> Watch<'a> {
                     }
                 }
             }
-            // One that went away has changed its mind, or was killed. Before new ones come: their wish is still in `ready`.
-            self.stoppers.retain(|stopper| !ready.contains(&stopper.as_raw_fd()));
-            self.hear_callers(&ready);
             if ready.contains(&self.running.pidfd.as_fd().as_raw_fd()) {
+                // Its last words may be younger than the look at what is ready.
+                self.hear_notify();
                 self.consoles.drain();
                 return Ok(if self.stoppers.is_empty() { Some(self.end()) } else { None });
             }
@@ -325,7 +495,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Waits until something can be read, and tells what.
-    fn wait(&self) -> Result<Vec<RawFd>> {
+    fn wait(&mut self) -> Result<Vec<(RawFd, PollFlags)>> {
         let mut polled = vec![
             PollFd::new(self.running.pidfd.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
@@ -334,27 +504,44 @@ impl<'a> Watch<'a> {
         let sockets = self.callers.iter().chain(&self.stoppers);
         polled.extend(sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
         polled.extend(self.consoles.descriptors().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        match nix::poll::poll(&mut polled, PollTimeout::NONE) {
+        polled.extend(self.listeners.polled());
+        polled.extend(self.healing.polled());
+        // Rounded up, so that a wait for the rest of a millisecond does not spin.
+        let due = self.listeners.due().into_iter().chain(self.healing.due()).min();
+        let due = due.map(|due| due.saturating_duration_since(Instant::now()).as_millis() + 1);
+        let rest = (!self.rested).then_some(u128::from(REST_MS));
+        let left = due.into_iter().chain(rest).min();
+        let timeout = left.map_or(PollTimeout::NONE, |ms| PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX));
+        match nix::poll::poll(&mut polled, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error).context("wait for the server"),
         }
-        let is_ready = |polled: &&PollFd| polled.revents().is_some_and(|events| !events.is_empty());
-        Ok(polled.iter().filter(is_ready).map(|polled| polled.as_fd().as_raw_fd()).collect())
+        let happened = |polled: &PollFd| {
+            let flags = polled.revents().filter(|flags| !flags.is_empty())?;
+            Some((polled.as_fd().as_raw_fd(), flags))
+        };
+        let happened: Vec<_> = polled.iter().filter_map(happened).collect();
+        if happened.is_empty() && rest.is_some() && left == rest {
+            process::give_memory_back();
+        }
+        self.rested = happened.is_empty() && (self.rested || left == rest);
+        Ok(happened)
     }
 
     fn hear_callers(&mut self, ready: &[RawFd]) {
-        for mut caller in std::mem::take(&mut self.callers) {
+        for caller in std::mem::take(&mut self.callers) {
             if !ready.contains(&caller.as_raw_fd()) {
                 self.callers.push(caller);
                 continue;
             }
-            match request::read(&mut caller) {
+            match request::read(&caller) {
                 Some(request::Request::HandOver) => self.stoppers.extend(request::agree(caller)),
                 Some(request::Request::Console(number)) => {
                     if let Some(caller) = request::agree(caller) {
                         self.consoles.attach(number, caller);
                     }
                 }
+                Some(request::Request::Keep(calls)) => self.listeners.keep_joiners(calls),
                 Some(request::Request::Resize { console, size }) => self.consoles.resize(console, size),
                 // Gone, or nonsense: closed.
                 None => {}
@@ -362,37 +549,40 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// sd_notify(3): datagrams of lines; only readiness is of interest.
+    /// sd_notify(3): datagrams of lines. Of interest are readiness, and how the guest means to end.
     fn hear_notify(&mut self) {
         let Some(socket) = &self.running.notify else { return };
         let mut datagram = [0u8; 4096];
-        // The guest has the socket as well, and may have taken the datagram back.
-        let Ok((length, _)) = rustix::net::recv(socket, &mut datagram, rustix::net::RecvFlags::DONTWAIT) else {
-            return;
-        };
-        if datagram[..length].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
-            let _ = fs::write(self.site.server_run(self.name).join("ready"), "");
+        // A guest that never stops talking does not keep the monitor from its other work.
+        for _ in 0..DATAGRAMS_AT_ONCE {
+            // The guest has the socket as well, and may have taken the datagram back.
+            let Ok((length, _)) = rustix::net::recv(socket, &mut datagram, rustix::net::RecvFlags::DONTWAIT) else {
+                return;
+            };
+            for line in datagram[..length].split(|byte| *byte == b'\n') {
+                match line.strip_prefix(b"X_SYSTEMD_SHUTDOWN=") {
+                    Some(b"reboot") => self.announced = End::Reboot,
+                    Some(_) => self.announced = End::Stop,
+                    None if line == b"READY=1" => {
+                        let _ = fs::write(self.site.server_run(self.name).join("ready"), "");
+                    }
+                    None => {}
+                }
+            }
         }
     }
 
-    /// Why init ended. An adopted one is not our child: while it is a zombie its /proc tells, and newer kernels tell
-    /// through the pidfd when it has been reaped.
+    /// Why init ended. An adopted one is not our child: while it is a zombie its /proc tells, newer kernels (6.15) tell
+    /// through the pidfd when it has been reaped, and for older ones remains what the guest had announced.
     fn end(&self) -> End {
         use std::os::unix::process::ExitStatusExt;
         let pidfd = &self.running.pidfd;
         let zombie = || process::stat(self.running.pid).ok().filter(|found| found.has_ended).map(|found| found.status);
         let status = pidfd.reap().ok().or_else(zombie).or_else(|| pidfd.exit_status().ok().flatten());
-        match status.and_then(|status| status.signal()) {
-            Some(libc::SIGHUP) => End::Reboot,
-            _ => End::Stop,
+        match status {
+            Some(status) if status.signal() == Some(libc::SIGHUP) => End::Reboot,
+            Some(_) => End::Stop,
+            None => self.announced,
         }
     }
-}
-
-/// Reads a file to its end, at most `limit` bytes of it.
-fn read_some(file: &mut impl Read, limit: usize) -> Vec<u8> {
-    let mut bytes = vec![0u8; limit];
-    let length = file.read(&mut bytes).unwrap_or(0);
-    bytes.truncate(length);
-    bytes
 }

@@ -155,16 +155,26 @@ impl Root {
     /// Makes `edits` in the writable layer, in order. What is already as it should be is not touched, so that a
     /// second time changes nothing.
     pub fn apply(&self, edits: &[Edit]) -> Result<()> {
-        edits.iter().try_for_each(|edit| self.apply_one(edit).with_context(|| format!("cannot {edit}")))
+        let mut changed = BTreeSet::new();
+        for edit in edits {
+            changed.extend(self.apply_one(edit).with_context(|| format!("cannot {edit}"))?);
+        }
+        // The files are there already: a server whose host name or keys are empty after a power cut is broken.
+        for place in changed {
+            let directory = self.directory_for_writing(&place)?;
+            rustix::fs::fsync(directory).during(format!("sync /{}", place.join("/")))?;
+        }
+        Ok(())
     }
 
-    fn apply_one(&self, edit: &Edit) -> Result<()> {
+    /// The directory that was changed, if one was.
+    fn apply_one(&self, edit: &Edit) -> Result<Option<Vec<String>>> {
         // A link at the path itself is replaced, never followed.
         let Some(place) = self.resolve(&edit.path, false)? else { bail!("a file is where a directory should be") };
         let Some((name, parent)) = place.split_last() else { bail!("the root itself cannot be edited") };
         let found = self.find(&place)?;
         if self.is_as_wanted(found.as_ref(), &edit.change)? {
-            return Ok(());
+            return Ok(None);
         }
         let is_directory = found.as_ref().is_some_and(|found| found.kind() == FileType::Directory);
         if is_directory && !matches!(edit.change, Change::Directory(_)) {
@@ -176,18 +186,19 @@ impl Root {
                     self.remove(parent, name)?;
                 }
                 let directory = self.directory_for_writing(&place)?;
-                Ok(grant(&directory, *access)?)
+                grant(&directory, *access)?;
             }
             Change::File { content, access } => {
                 let directory = self.directory_for_writing(parent)?;
-                write_over(&directory, name, content, *access)
+                write_over(&directory, name, content, *access)?;
             }
             Change::Link { target } => {
                 let directory = self.directory_for_writing(parent)?;
-                link_over(&directory, name, target)
+                link_over(&directory, name, target)?;
             }
-            Change::Absent => self.remove(parent, name),
+            Change::Absent => self.remove(parent, name)?,
         }
+        Ok(Some(parent.to_owned()))
     }
 
     fn is_as_wanted(&self, found: Option<&Found>, change: &Change) -> Result<bool> {
@@ -402,6 +413,7 @@ fn write_over(directory: &OwnedFd, name: &str, content: &[u8], access: Access) -
         let mut file = File::from(fd);
         file.write_all(content).context("write")?;
         grant(&file, access).context("set owner and mode")?;
+        file.sync_all().context("sync")?;
         rustix::fs::renameat(directory, &temporary, directory, name).during("rename")
     })();
     if written.is_err() {

@@ -1,4 +1,4 @@
-//! Unpacks a tarball that may be hostile. GNU tar(1) does it, in a place where it can do no harm.
+//! Unpacks a tarball that may be hostile. GNU tar(1) does it, in a place where it can do no harm. Servers' files are packed there, too.
 //!
 //! ```text
 //! archive ─► gzip|xz|zstd|bzip2 ─► this process: counts, keeps the last kilobyte ─► tar
@@ -35,6 +35,40 @@ const FULL: [&str; 3] = ["No space left on device", "Disk quota exceeded", ": Wr
 /// A tarball of a million complaints is not worth a million lines.
 const MOST_WARNINGS: usize = 10;
 
+/// What an archive may hold beside a template's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// Nothing: a root by itself.
+    Root,
+    /// The marks of an overlay in a user namespace (`user.overlay.*`).
+    Layer,
+    /// Those of the host's own overlays (`trusted.overlay.*`), which need more of root.
+    TrustedLayer,
+}
+
+impl Content {
+    /// tar's words for the attributes that are kept. Where an overlay has a file from is of no use elsewhere: a handle of the
+    /// file system below.
+    pub fn attributes(self) -> &'static [&'static str] {
+        match self {
+            Self::Root => {
+                &["--xattrs-include=user.*", "--xattrs-include=security.capability", "--xattrs-exclude=user.overlay.*"]
+            }
+            Self::Layer => &[
+                "--xattrs-include=user.*",
+                "--xattrs-include=security.capability",
+                "--xattrs-exclude=user.overlay.origin",
+            ],
+            Self::TrustedLayer => &[
+                "--xattrs-include=user.*",
+                "--xattrs-include=security.capability",
+                "--xattrs-include=trusted.overlay.*",
+                "--xattrs-exclude=trusted.overlay.origin",
+            ],
+        }
+    }
+}
+
 /// How the archive is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Packing {
@@ -65,7 +99,7 @@ struct Outcome {
     has_end: bool,
 }
 
-/// Unpacks `archive` into the empty directory `root`; `sandbox` is another empty directory beside it, to mount on.
+/// Unpacks `archive` into the empty directory `root`; `sandbox` is another directory, not above it, to mount on.
 /// Returns warnings. What a failure leaves in `root` is the caller's to remove.
 pub fn unpack(archive: &Path, root: &Path, sandbox: &Path, progress: &mut dyn Progress) -> Result<Vec<String>> {
     let mut file = File::open(archive).with_context(|| format!("open {}", archive.display()))?;
@@ -92,6 +126,49 @@ pub fn unpack(archive: &Path, root: &Path, sandbox: &Path, progress: &mut dyn Pr
     judge(&outcome, archive)
 }
 
+/// Unpacks the plain tar stream `from`, called `name` in errors, as a template's file is.
+pub fn unpack_stream(
+    from: &mut (dyn Read + Send),
+    content: Content,
+    name: &str,
+    root: &Path,
+    sandbox: &Path,
+) -> Result<Vec<String>> {
+    check_programs(Packing::None)?;
+    let work = || {
+        enter(root, sandbox, content).context("cannot make a safe place to unpack in")?;
+        let mut tar = spawn_tar(content)?;
+        let listener = listen(&mut tar);
+        let mut outcome = Outcome::default();
+        let mut into = tar.stdin.take().context("tar has no input")?;
+        let pumped = pump(from, &mut into, &mut outcome, &mut || {});
+        drop(into);
+        outcome.tar = Some(tar.wait().context("wait for tar")?);
+        outcome.tar_said = listener.join().unwrap_or_default();
+        pumped.map(|()| outcome)
+    };
+    let outcome = std::thread::scope(|scope| scope.spawn(work).join());
+    judge(&outcome.map_err(|_| anyhow::anyhow!("the unpacking thread panicked"))??, Path::new(name))
+}
+
+/// Begins to pack `members` of `root`, in such a place as they are unpacked in: where tar finds no list of users, it writes those of
+/// access lists as numbers, which the unpacking needs. The archive comes from the child's standard output.
+pub fn pack_stream(root: &Path, sandbox: &Path, content: Content, members: &[&Path]) -> Result<Child> {
+    check_programs(Packing::None)?;
+    let work = || {
+        enter(root, sandbox, content).context("cannot make a safe place to pack in")?;
+        let mut tar = Command::new("tar");
+        tar.args(["--create", "--file=-", "--directory=/out", "--format=posix", "--sparse", "--numeric-owner"]);
+        // Sockets stay behind without a word.
+        tar.args(["--acls", "--xattrs", "--warning=no-file-ignored"]).args(content.attributes());
+        // There is no /dev/null in that place.
+        let mut child = spawn(tar.arg("--").args(members).stdin(Stdio::piped()))?;
+        child.stdin = None;
+        Ok(child)
+    };
+    std::thread::scope(|scope| scope.spawn(work).join()).map_err(|_| anyhow::anyhow!("the packing thread panicked"))?
+}
+
 fn check_programs(packing: Packing) -> Result<()> {
     let packer = match packing {
         Packing::None => None,
@@ -115,8 +192,8 @@ fn run(
     sandbox: &Path,
     done: &std::sync::mpsc::Sender<u64>,
 ) -> Result<Outcome> {
-    enter(root, sandbox).context("cannot make a safe place to unpack in")?;
-    let mut tar = spawn_tar()?;
+    enter(root, sandbox, Content::Root).context("cannot make a safe place to unpack in")?;
+    let mut tar = spawn_tar(Content::Root)?;
     // A copy of the descriptor shares its offset, which is how far the unpacker has read.
     let mut position = file.try_clone().context("copy the archive's descriptor")?;
     let mut unpacker = match packing {
@@ -223,12 +300,12 @@ fn line_with(said: &str, words: &str) -> String {
     messages(said).find(|line| line.contains(words)).unwrap_or_else(|| "it gave no reason".into())
 }
 
-fn spawn_tar() -> Result<Child> {
+fn spawn_tar(content: Content) -> Result<Child> {
     let mut tar = Command::new("tar");
     tar.args(["--extract", "--file=-", "--directory=/out", "--numeric-owner", "--same-owner", "--same-permissions"]);
     tar.args(["--delay-directory-restore", "--acls", "--xattrs"]);
     // File capabilities and users' own attributes; not what the overlay file system would take for its own.
-    tar.args(["--xattrs-include=user.*", "--xattrs-include=security.capability", "--xattrs-exclude=user.overlay.*"]);
+    tar.args(content.attributes());
     tar.arg("--warning=no-timestamp").stdin(Stdio::piped());
     let mut child = spawn(&mut tar)?;
     // Without -v tar prints nothing there.
@@ -243,7 +320,7 @@ fn spawn(command: &mut Command) -> Result<Child> {
 }
 
 /// Collects a child's messages while it runs, the first of them: a pipe that nobody empties would stop it.
-fn listen(child: &mut Child) -> std::thread::JoinHandle<String> {
+pub fn listen(child: &mut Child) -> std::thread::JoinHandle<String> {
     const MOST: u64 = 64 << 10;
     let errors = child.stderr.take();
     std::thread::spawn(move || {
@@ -258,11 +335,11 @@ fn listen(child: &mut Child) -> std::thread::JoinHandle<String> {
 }
 
 /// Puts the calling thread, and what it starts, into a place where only `root` can be written.
-fn enter(root: &Path, sandbox: &Path) -> Result<()> {
+fn enter(root: &Path, sandbox: &Path, content: Content) -> Result<()> {
     kernel::namespace::unshare(Kinds::MOUNT | Kinds::NET | Kinds::IPC)?;
-    // Before the first mount, or it would appear on the host as well.
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .during("make mounts private")?;
+    // Before the first mount, or it would appear on the host as well. What is unmounted there goes here, too.
+    rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .during("make mounts follow the host's")?;
     rustix::mount::mount("tmpfs", sandbox, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"mode=0755,size=1m")
         .during("mount a tmpfs")?;
     for name in ["usr", "bin", "lib", "lib64"] {
@@ -286,7 +363,7 @@ fn enter(root: &Path, sandbox: &Path) -> Result<()> {
     .during("make the place read-only")?;
     rustix::process::chroot(sandbox).during("chroot")?;
     rustix::process::chdir("/").during("chdir")?;
-    keep_file_capabilities()
+    keep_file_capabilities(content)
 }
 
 fn bind(from: &Path, to: &Path, flags: MountFlags) -> Result<()> {
@@ -296,13 +373,16 @@ fn bind(from: &Path, to: &Path, flags: MountFlags) -> Result<()> {
 }
 
 /// What is left to programs started from here by root: the bounding set is the thread's own (capabilities(7)).
-fn keep_file_capabilities() -> Result<()> {
-    let keep = CapabilitySet::CHOWN
+fn keep_file_capabilities(content: Content) -> Result<()> {
+    let mut keep = CapabilitySet::CHOWN
         | CapabilitySet::DAC_OVERRIDE
         | CapabilitySet::FOWNER
         | CapabilitySet::FSETID
         | CapabilitySet::MKNOD
         | CapabilitySet::SETFCAP;
+    if content == Content::TrustedLayer {
+        keep |= CapabilitySet::SYS_ADMIN;
+    }
     for capability in CapabilitySet::all().difference(keep).iter() {
         match rustix::thread::remove_capability_from_bounding_set(capability) {
             // A newer crate than the kernel knows more capabilities.

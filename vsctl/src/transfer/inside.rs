@@ -10,6 +10,7 @@ use kernel::mount::{self, Attributes, FileSystem, Tree};
 use kernel::namespace::{self, Kinds};
 use kernel::process::{self, CloneOptions, PidFd};
 
+use crate::aside;
 use crate::lifecycle::process::Layers;
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::stop;
@@ -42,7 +43,7 @@ impl Place {
         if let Some(running) = running(site, name)? {
             return Ok(running);
         }
-        if state::of(site, name) == State::Ready {
+        if state::of(site, name)? == State::Ready {
             // An interrupted start may still hold the layers.
             stop::recover(site, name)?;
         }
@@ -63,9 +64,10 @@ impl Place {
         CloneOptions { namespaces, ..CloneOptions::default() }
     }
 
-    /// Makes the server's root this process's, for good. Of the host it keeps standard input, output and error, and the
-    /// channel.
+    /// Makes the server's root this process's, for good. Of the host it keeps the channel alone: it may have to be left
+    /// behind, and nobody shall wait then for the end of its output.
     pub fn enter(&self, channel: &Channel) -> Result<()> {
+        aside::let_go_of_standard()?;
         let channel = channel.as_fd().as_raw_fd();
         rustix::process::umask(rustix::fs::Mode::empty());
         match self {
@@ -86,13 +88,15 @@ impl Place {
                 mount::pivot_into(volume)?;
             }
         }
+        // After the change of user, which clears it.
+        process::set_parent_death_signal(nix::libc::SIGKILL)?;
         Ok(process::set_dumpable(false)?)
     }
 }
 
 fn running(site: &Site, name: &Name) -> Result<Option<Place>> {
-    let Some(status) = state::status(site, name) else { return Ok(None) };
-    let Ok(init) = state::pidfd(&status) else { return Ok(None) };
+    let Some(status) = state::status(site, name)? else { return Ok(None) };
+    let Some(init) = state::pidfd(&status)? else { return Ok(None) };
     let (theirs, ours) = (namespace::open(status.pid, "user")?, namespace::open_own("user")?);
     let has_ids = !namespace::is_same(theirs.as_fd(), ours.as_fd())?;
     Ok(Some(Place::Running { init, kinds: if has_ids { Kinds::USER | Kinds::MOUNT } else { Kinds::MOUNT } }))

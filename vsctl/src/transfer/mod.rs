@@ -1,24 +1,27 @@
 //! Copies files into a server and out of it, as cp(1) does.
 //!
 //! One process stands on the host, the other inside the server's root as its root; one walks the source and the other
-//! writes. Between them go names, modes and open files, so that neither ever follows a path of the other's side:
+//! writes. Between them go names, modes and bytes, so that neither ever follows a path of the other's side:
 //!
 //! ```text
 //! sender                                receiver
 //!    │ source: directory or file, its name ──►│ finds out where it goes
 //!    │◄──────────────────────────── "at PATH" │
 //!    │ directory a ──────────────────────────►│ makes it
-//!    │ file a/b, with the open file ─────────►│ copies its bytes
+//!    │ file a/b, with a pipe ────────────────►│ takes its bytes
 //!    │ end ──────────────────────────────────►│ gives the directories their modes
 //!    │◄──────────────────────────────── "done" │
 //! ```
 //!
-//! A guest may change its tree all the while; what resolves its links has no more rights than its root.
+//! A guest may change its tree all the while; what resolves its links has no more rights than its root. It may also answer
+//! nothing, where a file system is its own (FUSE): then the process inside hangs, and the host's does not wait longer than
+//! for a standstill.
 //! Limits: owners become root's, hard links become copies; attributes, ACLs and holes are not kept; devices and sockets
 //! are left out.
 
 mod destination;
 mod inside;
+mod link;
 mod packet;
 mod receive;
 mod send;
@@ -26,14 +29,17 @@ mod send;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use kernel::channel::{self, Channel};
+use kernel::channel;
 use kernel::process::{self, Fork};
 
+use crate::aside;
 use crate::failure::{Exit, Failure, exit_of};
 use crate::name::Name;
 use crate::site::Site;
 use inside::Place;
+use link::Link;
 use packet::Packet;
+use send::Extent;
 
 /// One side of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,12 +65,10 @@ impl From<PathBuf> for End {
 pub fn push(site: &Site, name: &Name, source: &End, target: &Path, plan: bool) -> Result<Vec<String>> {
     let place = Place::of(site, name)?;
     let target = End::Path(inside_path(target)?);
-    let channel = beside(&place, |channel| receive::receive(channel, &target, receive::Owner::Root).map(drop));
-    let (channel, other) = channel?;
+    let (link, other) = beside(&place, |link| receive::receive(link, &target, receive::Owner::Root).map(drop))?;
     let shown = |path: &Path| format!("{name}:{}", path.display());
-    let outcome = send::send(&channel, source, plan.then_some(&shown as &dyn Fn(&Path) -> String));
-    drop(channel);
-    other.reap()?;
+    let outcome = send::send(&link, source, if plan { Extent::Plan(&shown) } else { Extent::Whole });
+    aside::end(&other);
     outcome.with_context(|| format!("cannot copy into '{name}'"))
 }
 
@@ -75,11 +79,11 @@ pub fn push(site: &Site, name: &Name, source: &End, target: &Path, plan: bool) -
 pub fn pull(site: &Site, name: &Name, source: &Path, target: &End, plan: bool) -> Result<Vec<String>> {
     let place = Place::of(site, name)?;
     let source = End::Path(inside_path(source)?);
-    let (channel, other) = beside(&place, |channel| send::send(channel, &source, None).map(drop))?;
-    let owner = if plan { receive::Owner::Nobody } else { receive::Owner::Caller };
-    let outcome = receive::receive(&channel, target, owner);
-    drop(channel);
-    other.reap()?;
+    let (owner, extent) =
+        if plan { (receive::Owner::Nobody, Extent::Names) } else { (receive::Owner::Caller, Extent::Whole) };
+    let (link, other) = beside(&place, |link| send::send(link, &source, extent).map(drop))?;
+    let outcome = receive::receive(&link, target, owner);
+    aside::end(&other);
     outcome.with_context(|| format!("cannot copy out of '{name}'"))
 }
 
@@ -98,17 +102,21 @@ fn inside_path(path: &Path) -> Result<PathBuf> {
 }
 
 /// Runs `work` in another process that stands inside `place`; what it fails of is told on the channel.
-fn beside(place: &Place, work: impl FnOnce(&Channel) -> Result<()>) -> Result<(Channel, process::PidFd)> {
+fn beside(place: &Place, work: impl FnOnce(&Link) -> Result<()>) -> Result<(Link, process::PidFd)> {
     let (ours, theirs) = channel::pair()?;
     process::set_dumpable(false)?;
     match process::fork(&place.fork_options())? {
-        Fork::Parent { pidfd, .. } => Ok((ours, pidfd)),
+        Fork::Parent { pidfd, .. } => {
+            drop(theirs);
+            Ok((Link::of_host(ours), pidfd))
+        }
         Fork::Child => {
             drop(ours);
-            let outcome = place.enter(&theirs).and_then(|()| work(&theirs));
+            let link = Link::of_guest(theirs);
+            let outcome = place.enter(link.channel()).and_then(|()| work(&link));
             if let Err(error) = &outcome {
                 // The other may have gone: then nobody wants to know.
-                let _ = Packet::failure(error).send(&theirs, None);
+                let _ = link.send(&Packet::failure(error));
             }
             std::process::exit(i32::from(outcome.is_err()))
         }

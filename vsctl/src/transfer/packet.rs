@@ -1,16 +1,10 @@
-//! What sender and receiver tell each other: one packet a piece, and with a file the open file itself.
+//! What sender and receiver tell each other: one packet a piece, and with a file a pipe for its bytes.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
-use kernel::channel::Channel;
-use nix::libc;
-
-use super::{telling, told, vanished};
+use super::telling;
 
 /// One piece.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +21,7 @@ pub(super) enum Packet {
         path: PathBuf,
         mode: u32,
     },
-    /// A file; it comes with a descriptor. Without a mode the receiver's usual one.
+    /// A file; its bytes come through a pipe that comes with it. Without a mode the receiver's usual one.
     File {
         path: PathBuf,
         mode: Option<u32>,
@@ -40,6 +34,10 @@ pub(super) enum Packet {
         path: PathBuf,
         mode: u32,
     },
+    /// The file's bytes were all.
+    Whole,
+    /// A word to the user.
+    Note(String),
     /// The sender's last.
     End,
     /// The receiver's last.
@@ -57,37 +55,8 @@ impl Packet {
         Self::Failed { code, why }
     }
 
-    /// Sends it. When the other side has gone, its reason is the error.
-    pub fn send(&self, channel: &Channel, file: Option<&File>) -> Result<()> {
-        let descriptors: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
-        match channel.send(&self.to_bytes(), &descriptors) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => {
-                // It said why before it went.
-                let (packet, _) = Self::receive(channel)?;
-                bail!("unexpected {packet:?}")
-            }
-            other => Ok(other?),
-        }
-    }
-
-    /// Waits for the next. The other side's failure is the error.
-    pub fn receive(channel: &Channel) -> Result<(Self, Option<File>)> {
-        let (mut bytes, mut descriptors) = channel.receive()?;
-        if bytes.is_empty() {
-            // One that went with packets of ours unread is seen to be gone before its last words are.
-            (bytes, descriptors) = channel.receive()?;
-        }
-        if bytes.is_empty() {
-            return Err(vanished());
-        }
-        match Self::from_bytes(&bytes).context("the other side is not understood")? {
-            Self::Failed { code, why } => Err(told(code, &why)),
-            packet => Ok((packet, descriptors.pop().map(File::from))),
-        }
-    }
-
     /// A letter, a number, a path, and after NUL another; none of them can hold a NUL.
-    fn to_bytes(&self) -> Vec<u8> {
+    pub fn to_bytes(&self) -> Vec<u8> {
         let text = |letter: char, number: String, path: &[u8]| [format!("{letter}{number} ").as_bytes(), path].concat();
         let path = |path: &Path| path.as_os_str().as_bytes().to_vec();
         match self {
@@ -102,13 +71,15 @@ impl Packet {
             }
             Self::Link { path: at, target } => text('l', String::new(), &[path(at), path(target)].join(&0)),
             Self::Fifo { path: at, mode } => text('p', mode.to_string(), &path(at)),
+            Self::Whole => text('w', String::new(), b""),
+            Self::Note(note) => text('n', String::new(), note.as_bytes()),
             Self::End => text('e', String::new(), b""),
             Self::Done => text('o', String::new(), b""),
             Self::Failed { code, why } => text('x', code.to_string(), why.as_bytes()),
         }
     }
 
-    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (letter, rest) = bytes.split_first()?;
         let blank = rest.iter().position(|byte| *byte == b' ')?;
         let number = std::str::from_utf8(&rest[..blank]).ok()?;
@@ -129,6 +100,11 @@ impl Packet {
                 Self::Link { path: below(&text[..nul])?, target: path(&text[nul + 1..]) }
             }
             b'p' => Self::Fifo { path: below(text)?, mode: number.parse().ok()? },
+            b'w' => Self::Whole,
+            // Names in it are a guest's; a terminal shall not obey them.
+            b'n' => Self::Note(
+                String::from_utf8_lossy(text).chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
+            ),
             b'e' => Self::End,
             b'o' => Self::Done,
             b'x' => Self::Failed { code: number.parse().ok()?, why: String::from_utf8_lossy(text).into_owned() },
@@ -158,6 +134,8 @@ mod tests {
             Packet::File { path: PathBuf::new(), mode: None },
             Packet::Link { path: odd(), target: "../../etc/passwd".into() },
             Packet::Fifo { path: "p".into(), mode: 0o600 },
+            Packet::Whole,
+            Packet::Note("a/b is left out".into()),
             Packet::End,
             Packet::Done,
             Packet::Failed { code: 46, why: "the disk is full".into() },

@@ -6,11 +6,11 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use kernel::channel::Channel;
 use nix::libc;
 
 use super::End;
 use super::destination;
+use super::link::Link;
 use super::packet::Packet;
 use crate::failure::{Exit, Failure};
 
@@ -25,6 +25,24 @@ pub(super) enum Owner {
     Nobody,
 }
 
+/// Brings what is in a server now to its disk: a push that has been confirmed outlives a power cut. A tree by its whole file system,
+/// since one commit costs less than one for each file.
+fn confirm(at: &Path) -> io::Result<()> {
+    let copied = File::open(at)?;
+    if copied.metadata()?.is_dir() {
+        return Ok(rustix::fs::syncfs(&copied)?);
+    }
+    let parent = at.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    for changed in [copied, File::open(parent)?] {
+        match changed.sync_all() {
+            // A file system without a disk (proc, sys).
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
 /// What is left of a mode without set-user-id, set-group-id and sticky bits.
 const PLAIN_MODE: u32 = 0o777;
 
@@ -33,8 +51,8 @@ const USUAL_MODE: u32 = 0o644;
 
 /// Receives a source and writes it to `target`; returns a sentence for each copy that would be made when nothing is
 /// written.
-pub(super) fn receive(channel: &Channel, target: &End, owner: Owner) -> Result<Vec<String>> {
-    let (Packet::Source { is_directory, name }, _) = Packet::receive(channel)? else { bail!("no source came") };
+pub(super) fn receive(link: &Link, target: &End, owner: Owner) -> Result<Vec<String>> {
+    let Packet::Source { is_directory, name } = link.receive()? else { bail!("no source came") };
     let at = match target {
         End::Path(path) => destination::resolve(path, is_directory, name.as_deref())?,
         End::Standard if is_directory => {
@@ -43,21 +61,24 @@ pub(super) fn receive(channel: &Channel, target: &End, owner: Owner) -> Result<V
         }
         End::Standard => PathBuf::from("-"),
     };
-    Packet::At(at.clone()).send(channel, None)?;
+    link.send(&Packet::At(at.clone()))?;
     let mut writer = Writer { at, owner, is_standard: *target == End::Standard, modes: Vec::new() };
     let mut sentences = Vec::new();
     loop {
-        match (Packet::receive(channel)?, owner) {
+        match (link.receive_with()?, owner) {
             ((Packet::End, _), _) => break,
             ((packet, _), Owner::Nobody) => {
                 let packet = packet.without_privileges();
                 sentences.extend(sentence(&packet, &writer.at, &|path| path.display().to_string()));
             }
-            ((packet, file), _) => writer.write(&packet, file)?,
+            ((packet, pipe), _) => writer.write(&packet, pipe, &|pipe, file| link.receive_file(pipe, file))?,
         }
     }
     writer.finish()?;
-    Packet::Done.send(channel, None)?;
+    if owner == Owner::Root && !writer.is_standard {
+        confirm(&writer.at).with_context(|| format!("bring {} to the disk", writer.at.display()))?;
+    }
+    link.send(&Packet::Done)?;
     Ok(sentences)
 }
 
@@ -90,6 +111,9 @@ impl Packet {
     }
 }
 
+/// Brings a file's bytes from their pipe.
+type Fill<'a> = &'a dyn Fn(&mut File, &mut dyn io::Write) -> Result<()>;
+
 struct Writer {
     at: PathBuf,
     owner: Owner,
@@ -99,7 +123,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn write(&mut self, packet: &Packet, file: Option<File>) -> Result<()> {
+    fn write(&mut self, packet: &Packet, pipe: Option<File>, fill: Fill) -> Result<()> {
         match packet {
             Packet::Directory { path, mode } => {
                 let place = below(&self.at, path);
@@ -107,12 +131,12 @@ impl Writer {
             }
             Packet::File { path, mode } => {
                 let place = below(&self.at, path);
-                let mut source = file.context("the file did not arrive")?;
+                let mut pipe = pipe.context("the file did not arrive")?;
                 if self.is_standard {
-                    return copy(&mut source, &mut io::stdout().lock()).context("write to standard output");
+                    return fill(&mut pipe, &mut io::stdout().lock()).context("write to standard output");
                 }
                 let is_top = path.as_os_str().is_empty();
-                let written = self.file(&mut source, &place, *mode, is_top);
+                let written = self.file(|file| fill(&mut pipe, file), &place, *mode, is_top);
                 written.with_context(|| format!("write {}", place.display()))
             }
             Packet::Link { path, target } => {
@@ -153,9 +177,15 @@ impl Writer {
         Ok(())
     }
 
-    fn file(&self, source: &mut File, place: &Path, mode: Option<u32>, is_top: bool) -> Result<()> {
+    fn file(
+        &self,
+        fill: impl FnOnce(&mut File) -> Result<()>,
+        place: &Path,
+        mode: Option<u32>,
+        is_top: bool,
+    ) -> Result<()> {
         let (mut file, is_new) = open(place, is_top)?;
-        let filled = copy(source, &mut file);
+        let filled = fill(&mut file);
         if is_new && filled.is_err() {
             // Half a file is worse than none; why it is half is what is reported.
             let _ = fs::remove_file(place);
@@ -224,12 +254,6 @@ fn clear(place: &Path) -> Result<()> {
     }
 }
 
-/// The kernel copies where it can (std takes copy_file_range, sendfile or splice).
-fn copy(source: &mut File, target: &mut impl io::Write) -> Result<()> {
-    io::copy(source, target)?;
-    Ok(target.flush()?)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt, symlink};
@@ -247,6 +271,10 @@ mod tests {
         Some(file)
     }
 
+    fn put(writer: &mut Writer, packet: Packet, content: Option<File>) -> Result<()> {
+        writer.write(&packet, content, &|source, file| Ok(io::copy(source, file).map(drop)?))
+    }
+
     fn mode_of(path: &Path) -> u32 {
         fs::metadata(path).unwrap().mode() & 0o7777
     }
@@ -256,10 +284,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let top = root.path().join("top");
         let mut writer = writer(&top, Owner::Caller);
-        writer.write(&Packet::Directory { path: "".into(), mode: 0o555 }, None).unwrap();
-        writer.write(&Packet::File { path: "file".into(), mode: Some(0o4711) }, content("text")).unwrap();
-        writer.write(&Packet::Link { path: "link".into(), target: "/etc".into() }, None).unwrap();
-        writer.write(&Packet::Fifo { path: "fifo".into(), mode: 0o600 }, None).unwrap();
+        put(&mut writer, Packet::Directory { path: "".into(), mode: 0o555 }, None).unwrap();
+        put(&mut writer, Packet::File { path: "file".into(), mode: Some(0o4711) }, content("text")).unwrap();
+        put(&mut writer, Packet::Link { path: "link".into(), target: "/etc".into() }, None).unwrap();
+        put(&mut writer, Packet::Fifo { path: "fifo".into(), mode: 0o600 }, None).unwrap();
         writer.finish().unwrap();
         assert_eq!(fs::read_to_string(top.join("file")).unwrap(), "text");
         // Not set-user-id for the caller.
@@ -277,9 +305,9 @@ mod tests {
         symlink(&trap, top.join("dir")).unwrap();
         symlink(trap.join("file"), top.join("file")).unwrap();
         let mut writer = writer(&top, Owner::Caller);
-        writer.write(&Packet::Directory { path: "".into(), mode: 0o755 }, None).unwrap();
-        assert!(writer.write(&Packet::Directory { path: "dir".into(), mode: 0o755 }, None).is_err());
-        writer.write(&Packet::File { path: "file".into(), mode: Some(0o644) }, content("new")).unwrap();
+        put(&mut writer, Packet::Directory { path: "".into(), mode: 0o755 }, None).unwrap();
+        assert!(put(&mut writer, Packet::Directory { path: "dir".into(), mode: 0o755 }, None).is_err());
+        put(&mut writer, Packet::File { path: "file".into(), mode: Some(0o644) }, content("new")).unwrap();
         assert_eq!(fs::read_to_string(trap.join("file")).unwrap(), "old");
         assert_eq!(fs::read_to_string(top.join("file")).unwrap(), "new");
     }
@@ -291,7 +319,7 @@ mod tests {
         fs::write(&real, "a longer old text").unwrap();
         symlink("real", &link).unwrap();
         let mut writer = writer(&link, Owner::Caller);
-        writer.write(&Packet::File { path: "".into(), mode: None }, content("new")).unwrap();
+        put(&mut writer, Packet::File { path: "".into(), mode: None }, content("new")).unwrap();
         assert_eq!(fs::read_to_string(&real).unwrap(), "new");
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     }
@@ -302,9 +330,9 @@ mod tests {
         fs::create_dir(root.path().join("dir")).unwrap();
         fs::write(root.path().join("file"), "").unwrap();
         let mut writer = writer(root.path(), Owner::Caller);
-        assert!(writer.write(&Packet::File { path: "dir".into(), mode: None }, content("")).is_err());
-        assert!(writer.write(&Packet::Directory { path: "file".into(), mode: 0o755 }, None).is_err());
-        assert!(writer.write(&Packet::Link { path: "dir".into(), target: "x".into() }, None).is_err());
+        assert!(put(&mut writer, Packet::File { path: "dir".into(), mode: None }, content("")).is_err());
+        assert!(put(&mut writer, Packet::Directory { path: "file".into(), mode: 0o755 }, None).is_err());
+        assert!(put(&mut writer, Packet::Link { path: "dir".into(), target: "x".into() }, None).is_err());
     }
 
     #[test]

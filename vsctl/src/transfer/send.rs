@@ -8,10 +8,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use kernel::channel::Channel;
 use nix::libc;
 
 use super::End;
+use super::link::Link;
 use super::packet::Packet;
 use super::receive::sentence;
 use crate::enter::terminal;
@@ -23,28 +23,59 @@ const OF_THE_KERNEL: [u64; 3] = [0x9fa0, 0x6265_6572, 0x6367_7270];
 /// Names a receiver's path for people.
 pub(super) type Shown<'a> = &'a dyn Fn(&Path) -> String;
 
-/// Sends the source. With `plan` only asks where it would go, and says what would be copied.
-pub(super) fn send(channel: &Channel, source: &End, plan: Option<Shown<'_>>) -> Result<Vec<String>> {
+/// How much of a source is sent.
+#[derive(Clone, Copy)]
+pub(super) enum Extent<'a> {
+    /// All of it.
+    Whole,
+    /// What it consists of, without the bytes of files.
+    Names,
+    /// Nothing: where it would go is asked, and said what would be copied.
+    Plan(Shown<'a>),
+}
+
+/// Sends the source.
+pub(super) fn send(link: &Link, source: &End, extent: Extent<'_>) -> Result<Vec<String>> {
     let (path, is_directory) = match source {
         End::Standard => (Path::new("standard input"), false),
         End::Path(path) => (path.as_path(), look_at(path)?.is_dir()),
     };
     let name = if *source == End::Standard { None } else { base_name(path) };
-    Packet::Source { is_directory, name }.send(channel, None)?;
-    let (Packet::At(at), _) = Packet::receive(channel)? else { bail!("the other side did not say where") };
+    link.send(&Packet::Source { is_directory, name })?;
+    let Packet::At(at) = link.receive()? else { bail!("the other side did not say where") };
     let mut sentences = Vec::new();
-    if let Some(shown) = plan {
+    if let Extent::Plan(shown) = extent {
         let mut emit = |packet: Packet, _: Option<File>| {
+            if let Packet::Note(text) = &packet {
+                log::warn!("{text}");
+            }
             sentences.extend(sentence(&packet, &at, shown));
             Ok(())
         };
         walk(source, &mut emit)?;
         return Ok(sentences);
     }
-    walk(source, &mut |packet, file| packet.send(channel, file.as_ref()))?;
-    Packet::End.send(channel, None)?;
-    let (Packet::Done, _) = Packet::receive(channel)? else { bail!("the other side did not finish") };
+    walk(source, &mut |packet, file| match (file, extent) {
+        (Some(mut file), Extent::Whole) => {
+            let sent = link.send_file(&packet, &mut file);
+            sent.with_context(|| format!("copy {}", shown_source(source, &packet)))
+        }
+        _ => link.send(&packet),
+    })?;
+    link.send(&Packet::End)?;
+    let Packet::Done = link.receive()? else { bail!("the other side did not finish") };
     Ok(sentences)
+}
+
+/// What is being sent, for people.
+fn shown_source(source: &End, packet: &Packet) -> String {
+    match (source, packet) {
+        (End::Standard, _) => "standard input".into(),
+        (End::Path(top), Packet::File { path, .. }) if !path.as_os_str().is_empty() => {
+            top.join(path).display().to_string()
+        }
+        (End::Path(top), _) => top.display().to_string(),
+    }
 }
 
 /// A link that is named itself is followed.
@@ -97,7 +128,9 @@ fn directory(from: &Path, path: &Path, found: &Metadata, emit: Emit) -> Result<(
     for name in names {
         match entry(&from.join(&name), &path.join(&name), found.dev(), emit) {
             // Gone meanwhile: a running server's files come and go.
-            Err(error) if is_missing(&error) => log::warn!("{} has gone and is left out", from.join(&name).display()),
+            Err(error) if is_missing(&error) => {
+                note(format!("{} has gone and is left out", from.join(&name).display()), emit)?;
+            }
             other => other?,
         }
     }
@@ -109,8 +142,7 @@ fn entry(from: &Path, path: &Path, parent_device: u64, emit: Emit) -> Result<()>
     let (path, kind) = (path.to_owned(), found.file_type());
     if kind.is_dir() {
         if found.dev() != parent_device && is_of_the_kernel(from)? {
-            log::warn!("{} is the kernel's and is left out", from.display());
-            return Ok(());
+            return note(format!("{} is the kernel's and is left out", from.display()), emit);
         }
         return directory(from, &path, &found, emit);
     }
@@ -125,8 +157,12 @@ fn entry(from: &Path, path: &Path, parent_device: u64, emit: Emit) -> Result<()>
     if kind.is_fifo() {
         return emit(Packet::Fifo { path, mode: mode(&found) }, None);
     }
-    log::warn!("{} is a device or a socket and is left out", from.display());
-    Ok(())
+    note(format!("{} is a device or a socket and is left out", from.display()), emit)
+}
+
+/// Told by way of the host's side: the one inside holds none of its descriptors.
+fn note(text: String, emit: Emit) -> Result<()> {
+    emit(Packet::Note(text), None)
 }
 
 /// Opens a file; what has become something else is neither waited for nor obeyed.
@@ -184,8 +220,9 @@ mod tests {
             Packet::Directory { path, .. } => format!("d {}", path.display()),
             Packet::File { path, .. } => format!("f {} {with_file}", path.display()),
             Packet::Link { path, target } => format!("l {} {}", path.display(), target.display()),
+            Packet::Note(_) => "n".to_owned(),
             other => format!("{other:?}"),
         });
-        assert_eq!(paths.collect::<Vec<_>>(), ["d ", "l a /etc", "d b", "f b/file true"]);
+        assert_eq!(paths.collect::<Vec<_>>(), ["d ", "l a /etc", "d b", "f b/file true", "n"]);
     }
 }

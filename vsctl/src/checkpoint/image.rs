@@ -1,0 +1,207 @@
+//! The files of a checkpoint: CRIU's images, and beside them what says whose they are and that they are whole.
+//!
+//! ```text
+//! suspended/checkpoint.toml    written last: what is listed here is complete
+//! suspended/*.img              CRIU's
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::failure::{Exit, Failure};
+use crate::lifecycle::guest_groups::GuestGroup;
+
+/// The layout that this build writes and reads.
+pub const VERSION: u32 = 1;
+
+/// The manifest's name.
+const MANIFEST: &str = "checkpoint.toml";
+
+/// What a checkpoint holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Of this file's layout.
+    pub version: u32,
+    /// The server's name then: it is part of the paths in the images.
+    pub name: String,
+    /// The server's identity.
+    pub uuid: String,
+    /// Seconds since 1970.
+    pub created_s: u64,
+    /// For how long the server had run, in nanoseconds.
+    pub age_ns: u64,
+    /// Digest of the template below its volume.
+    pub template_digest: String,
+    /// Whether it is to go on with the host's next boot, whatever `autostart` says: the host was shut down under it.
+    pub with_host: bool,
+    /// The host's kernel (uname(2), release).
+    pub kernel: String,
+    /// The CRIU that wrote the images.
+    pub criu: String,
+    /// The control groups that the guest had made.
+    pub groups: Vec<GuestGroup>,
+    /// Each image: its length in bytes and its SHA-256.
+    pub files: BTreeMap<String, Image>,
+}
+
+/// One image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// Length.
+    pub bytes: u64,
+    /// SHA-256, in hexadecimal digits.
+    pub sha256: String,
+}
+
+impl Manifest {
+    /// Reads the manifest in `directory`.
+    ///
+    /// # Errors
+    /// When it is not there, or not one.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let file = directory.join(MANIFEST);
+        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let bad = |why: String| Failure::new(Exit::BadConfiguration, format!("{}: {why}", file.display()));
+        let manifest: Self = toml::from_str(&text).map_err(|error| bad(error.message().to_owned()))?;
+        if manifest.version != VERSION {
+            return Err(bad(format!("version {} is not known", manifest.version)).into());
+        }
+        Ok(manifest)
+    }
+
+    /// Puts all images in `directory`, and then the manifest, on the disk.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn seal(&self, directory: &Path) -> Result<()> {
+        for name in self.files.keys() {
+            let file = directory.join(name);
+            File::open(&file).and_then(|file| file.sync_all()).with_context(|| format!("write {}", file.display()))?;
+        }
+        let text = toml::to_string(self).context("write a manifest as TOML")?;
+        Ok(kernel::file::write_atomic(&directory.join(MANIFEST), text.as_bytes())?)
+    }
+
+    /// Compares the images in `directory` with what is written down of them. `hint` says what can be done about one that is damaged.
+    ///
+    /// # Errors
+    /// The first that is missing, cut or changed.
+    pub fn verify(&self, directory: &Path, hint: &str) -> Result<()> {
+        for (name, expected) in &self.files {
+            let damaged = |how: &str| {
+                let message =
+                    format!("the checkpoint of '{}' is damaged: {} {how}", self.name, directory.join(name).display());
+                Failure::new(Exit::Failed, message).hint(hint)
+            };
+            let found = match Image::of(&directory.join(name)) {
+                Ok(found) => found,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(damaged("is missing").into()),
+                Err(error) => return Err(error).with_context(|| format!("read {}", directory.join(name).display())),
+            };
+            if found.bytes != expected.bytes {
+                return Err(damaged(&format!("has {} bytes and had {}", found.bytes, expected.bytes)).into());
+            }
+            if found != *expected {
+                return Err(damaged("has other contents than it had").into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The length of all images, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.files.values().map(|image| image.bytes).sum()
+    }
+}
+
+impl Image {
+    fn of(file: &Path) -> io::Result<Self> {
+        let mut file = File::open(file)?;
+        let mut hash = Sha256::new();
+        let bytes = io::copy(&mut file, &mut hash)?;
+        Ok(Self { bytes, sha256: hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect() })
+    }
+}
+
+/// The images in `directory`.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn survey(directory: &Path) -> Result<BTreeMap<String, Image>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(directory).with_context(|| format!("read {}", directory.display()))? {
+        let path = entry.with_context(|| format!("read {}", directory.display()))?.path();
+        if path.extension().is_some_and(|extension| extension == "img") {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            files.insert(name, Image::of(&path).with_context(|| format!("read {}", path.display()))?);
+        }
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealed() -> (tempfile::TempDir, Manifest) {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("pages-1.img"), [7_u8; 5000]).unwrap();
+        fs::write(directory.path().join("core-1.img"), "core").unwrap();
+        fs::write(directory.path().join("stats-dump"), "no image").unwrap();
+        let manifest = Manifest {
+            version: VERSION,
+            name: "web1".into(),
+            uuid: "0".into(),
+            created_s: 1,
+            age_ns: 2,
+            template_digest: "d".into(),
+            with_host: false,
+            kernel: "6.12".into(),
+            criu: "4.1.1".into(),
+            groups: Vec::new(),
+            files: survey(directory.path()).unwrap(),
+        };
+        manifest.seal(directory.path()).unwrap();
+        (directory, manifest)
+    }
+
+    #[test]
+    fn what_was_sealed_is_whole() {
+        let (directory, manifest) = sealed();
+        assert_eq!(Manifest::read(directory.path()).unwrap(), manifest);
+        assert_eq!(manifest.files.keys().collect::<Vec<_>>(), ["core-1.img", "pages-1.img"]);
+        assert_eq!(manifest.bytes(), 5004);
+        manifest.verify(directory.path(), "").unwrap();
+    }
+
+    #[test]
+    fn a_flipped_bit_a_cut_and_a_missing_file_are_found() {
+        let (directory, manifest) = sealed();
+        let file = directory.path().join("pages-1.img");
+        let refused = || manifest.verify(directory.path(), "").unwrap_err().to_string();
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[4321] ^= 1;
+        fs::write(&file, &bytes).unwrap();
+        assert!(refused().contains("other contents"), "{}", refused());
+        fs::write(&file, &bytes[..2500]).unwrap();
+        assert!(refused().contains("has 2500 bytes and had 5000"), "{}", refused());
+        fs::remove_file(&file).unwrap();
+        assert!(refused().contains("is missing"), "{}", refused());
+    }
+
+    #[test]
+    fn a_manifest_of_another_version_is_refused() {
+        let (directory, mut manifest) = sealed();
+        manifest.version = 9;
+        manifest.seal(directory.path()).unwrap();
+        assert!(Manifest::read(directory.path()).unwrap_err().to_string().contains("version 9"));
+    }
+}

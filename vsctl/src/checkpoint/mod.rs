@@ -1,0 +1,244 @@
+//! Checkpoints: a server's processes to the disk, and back.
+//!
+//! *Suspend* and *resume* are a stop and a start that lose nothing. At every instant either the processes count or the
+//! images do:
+//!
+//! ```text
+//! suspend: dump ─► freeze the group ─► images get their name ─► processes end ─► take back
+//! resume:  start's steps with CRIU in the place of init ─► frozen ─► images go ─► thaw
+//! ```
+//!
+//! While both are there the processes stand still, so the images are as new as they are; whoever finds it so takes the processes back
+//! (`state::of` says `ready`, as of every start or stop that was interrupted).
+//!
+//! Beside these images, which are spent, a server can have others that are [kept] with its disk of the same instant.
+
+mod blockers;
+mod dump;
+mod image;
+pub mod kept;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use kernel::lock::Flock;
+
+use crate::criu::Criu;
+use crate::criu::message::Options as CriuOptions;
+use crate::events;
+use crate::failure::{Exit, Failure};
+use crate::lifecycle::batch::Batch;
+use crate::lifecycle::facilities::Facilities;
+use crate::lifecycle::restore::{self, Image};
+use crate::lifecycle::start;
+use crate::lifecycle::state::{self, State};
+use crate::lifecycle::{boot, network};
+use crate::name::Name;
+use crate::site::Site;
+use crate::spec::NetworkMode;
+use crate::store::{self, Server};
+use crate::template::remove_tree;
+use crate::volume;
+use dump::Subject;
+
+pub use dump::Then;
+pub use image::Manifest;
+
+/// What the directory of images is called beside its name until they are whole.
+const UNFINISHED: &str = "new";
+
+/// Puts a running server's processes on the disk and ends them. `with_host`: it goes on with the host's next boot.
+///
+/// # Errors
+/// Exit 31 when it does not run, 5 when it cannot be dumped; then it goes on.
+pub fn suspend(site: &Site, name: &Name, with_host: bool) -> Result<()> {
+    let lock = store::lock(site, name)?;
+    let server = store::load(site, name)?;
+    let directory = state::suspended_directory(site, name).with_extension(UNFINISHED);
+    let subject = Subject::find(site, &server, &lock)?;
+    clear(site, name)?;
+    subject.dump(&directory, Then::End, |manifest| {
+        commit(site, &server, &directory, &Manifest { with_host, ..manifest })
+    })?;
+    events::note(site, name, events::Kind::Suspended);
+    Ok(())
+}
+
+/// What [`suspend`] would do, in sentences.
+///
+/// # Errors
+/// As [`suspend`], as far as that can be seen before anything is frozen.
+pub fn plan_suspend(site: &Site, name: &Name) -> Result<Vec<String>> {
+    let lock = store::lock(site, name)?;
+    let server = store::load(site, name)?;
+    Subject::find(site, &server, &lock)?;
+    let images = state::suspended_directory(site, name);
+    Ok(vec![format!("dump the processes of {name} to {}", images.display()), format!("end {name}")])
+}
+
+/// Names the images: from now on they count.
+fn commit(site: &Site, server: &Server, directory: &Path, manifest: &Manifest) -> Result<()> {
+    // The processes remember what they have written: it must be there when they come back, also after a power cut.
+    let volume = volume::writable(site, &server.name, server.spec.volume);
+    let opened = fs::File::open(&volume).with_context(|| format!("open {}", volume.display()))?;
+    rustix::fs::syncfs(&opened).with_context(|| format!("bring {} to the disk", volume.display()))?;
+    manifest.seal(directory)?;
+    let named = state::suspended_directory(site, &server.name);
+    fs::rename(directory, &named).with_context(|| format!("name {}", named.display()))?;
+    Ok(kernel::file::sync_entry(&named)?)
+}
+
+/// Brings a suspended server back.
+///
+/// # Errors
+/// When it is not suspended, its images are damaged, or CRIU refuses; then it stays suspended.
+pub fn resume(site: &Site, name: &Name) -> Result<()> {
+    // Held until it runs: these images, and no later ones, are looked at and restored.
+    let lock = store::lock(site, name)?;
+    resume_locked(site, name, lock)
+}
+
+/// What [`resume`] would do, in sentences.
+///
+/// # Errors
+/// As [`resume`], as far as that can be seen before.
+pub fn plan_resume(site: &Site, name: &Name) -> Result<Vec<String>> {
+    let _lock = store::lock(site, name)?;
+    let server = store::load(site, name)?;
+    resumable(site, &server)?;
+    let (batch, images) = (Batch::default(), state::suspended_directory(site, name));
+    let steps = start::plan(site, &batch, &server, false)?.1;
+    let mut sentences: Vec<String> = steps.iter().map(ToString::to_string).collect();
+    sentences.push(format!("restore the processes of {name} from {}", images.display()));
+    Ok(sentences)
+}
+
+/// What is written down of a suspended server's images, if they can be restored.
+fn resumable(site: &Site, server: &Server) -> Result<Manifest> {
+    let name = &server.name;
+    let directory = state::suspended_directory(site, name);
+    if !directory.exists() {
+        let now = state::of(site, name)?;
+        return Err(Failure::new(Exit::NotRunning, format!("'{name}' is not suspended, it is {now}")).into());
+    }
+    let manifest = Manifest::read(&directory)?;
+    check_fits(server, &manifest)?;
+    manifest.verify(&directory, "nothing was started; the server can be booted anew: `vsctl start --discard`")?;
+    version(&criu(site))?;
+    Ok(manifest)
+}
+
+fn resume_locked(site: &Site, name: &Name, lock: Flock) -> Result<()> {
+    let server = store::load(site, name)?;
+    let manifest = resumable(site, &server)?;
+    let (criu, directory) = (criu(site), state::suspended_directory(site, name));
+    // After a boot of the host they are not there yet, and CRIU is told where the server's files of /proc are.
+    Facilities(site).ensure()?;
+    Facilities(site).ensure_view()?;
+    let options = restore_options(site, &server)?;
+    let image =
+        Image { criu, directory, logs: site.server(name), options, age_ns: manifest.age_ns, groups: manifest.groups };
+    start::resume(site, name, image, lock)?.finish(site)
+}
+
+/// Whether a suspended server goes on with the host's next boot in any case.
+///
+/// # Errors
+/// When its images cannot be read.
+pub fn goes_with_host(site: &Site, name: &Name) -> Result<bool> {
+    Ok(Manifest::read(&state::suspended_directory(site, name))?.with_host)
+}
+
+/// Whether a server's processes are on the disk.
+pub fn is_suspended(site: &Site, name: &Name) -> bool {
+    matches!(state::of(site, name), Ok(State::Suspended))
+}
+
+/// Directories of images and disks that nobody will use.
+///
+/// # Errors
+/// When the server's directory cannot be read.
+pub fn leftovers(site: &Site, name: &Name) -> Result<Vec<PathBuf>> {
+    let images = state::suspended_directory(site, name);
+    let mut directories = [UNFINISHED, state::USED].map(|extension| images.with_extension(extension)).to_vec();
+    directories.push(kept::aside(site, name));
+    directories.retain(|directory| directory.exists());
+    directories.extend(kept::unfinished(site, name)?);
+    Ok(directories)
+}
+
+/// Removes what [`leftovers`] finds. The caller has the server's lock.
+fn clear(site: &Site, name: &Name) -> Result<()> {
+    leftovers(site, name)?.iter().try_for_each(|left| remove_tree(left))
+}
+
+/// Whether the images are this server's.
+fn check_fits(server: &Server, manifest: &Manifest) -> Result<()> {
+    let refuse = |why: String| Err(Failure::new(Exit::Failed, why).into());
+    let name = &server.name;
+    if manifest.uuid != server.record.uuid || manifest.name != name.as_str() {
+        return refuse(format!("the images are not of '{name}' but of '{}'", manifest.name));
+    }
+    if manifest.template_digest != server.record.template_digest {
+        return refuse(format!("'{name}' has another template than when it was suspended"));
+    }
+    Ok(())
+}
+
+fn criu(site: &Site) -> Criu {
+    Criu::at(site.settings.checkpoint.criu.as_deref().unwrap_or(Path::new("criu")))
+}
+
+/// The oldest CRIU that leaves the network to us (`--network-lock skip`).
+const OLDEST: (i32, i32) = (3, 18);
+
+/// Which CRIU the site has.
+///
+/// # Errors
+/// Exit 5 when there is none, or it is too old.
+pub fn criu_version(site: &Site) -> Result<String> {
+    version(&criu(site))
+}
+
+/// The newest CRIU of which no dump succeeds without UDP-Lite in the kernel: it asks for such sockets, and takes the answer that there
+/// can be none for a failure (criu issue 3002).
+const NEEDS_UDP_LITE: (i32, i32) = (4, 2);
+
+/// What is known to stand in the way of every dump here, so that it can be said: a distribution may have mended it in the same version.
+///
+/// # Errors
+/// When CRIU does not answer, or the kernel's protocols cannot be read.
+pub fn doubt(site: &Site) -> Result<Option<String>> {
+    let (major, minor, _) = criu(site).version()?;
+    let protocols = Path::new("/proc/net/protocols");
+    let listed = fs::read_to_string(protocols).with_context(|| format!("read {}", protocols.display()))?;
+    let lacks = (major, minor) <= NEEDS_UDP_LITE && !listed.lines().any(|line| line.starts_with("UDP-Lite"));
+    let said = "CRIU up to 4.2 dumps nothing on a kernel without UDP-Lite (Linux 7.1 or newer), unless it was mended";
+    Ok(lacks.then(|| said.to_owned()))
+}
+
+fn version(criu: &Criu) -> Result<String> {
+    let (major, minor, sublevel) = criu.version()?;
+    if (major, minor) < OLDEST {
+        let message =
+            format!("criu {major}.{minor}.{sublevel} is too old: {}.{} or newer is needed", OLDEST.0, OLDEST.1);
+        return Err(Failure::new(Exit::Unsupported, message)
+            .hint("name another in vsos.toml: checkpoint.criu = PATH")
+            .into());
+    }
+    Ok(format!("{major}.{minor}.{sublevel}"))
+}
+
+/// How CRIU finds on this host what the server had of its own.
+fn restore_options(site: &Site, server: &Server) -> Result<CriuOptions> {
+    let init = Batch::default().template(site, &server.spec.template)?.init;
+    let sources = boot::from_host(site, server, &init)?;
+    let mount = |(outside, inside): (PathBuf, PathBuf)| format!("mnt[{}]:{}", inside.display(), outside.display());
+    let mut external: Vec<String> = sources.into_iter().map(mount).collect();
+    if server.spec.net == NetworkMode::Bridge {
+        let waiting = network::waiting(&site.link(server.record.id));
+        external.push(format!("netdev[{}]:{waiting}", network::GUEST_LINK));
+    }
+    Ok(restore::common(&site.server_run(&server.name).join("root"), external))
+}

@@ -1,0 +1,265 @@
+//! CRIU, driven over its RPC (`criu swrk`): one process for each dump or restore, which asks at each stage before it goes on.
+//!
+//! Knows no server: who dumps what, and what happens at a stage, is for the caller to say.
+
+pub mod message;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use kernel::channel::{self, Channel};
+use kernel::lock::Flock;
+use kernel::process;
+use prost::Message;
+
+use crate::failure::{Exit, Failure};
+use message::{Kind, Options, Request, Response};
+
+/// How many of the last lines of errors in a log are told.
+const ERRORS_TOLD: usize = 3;
+
+/// How long CRIU may be at work without a word. A guest can make it slow, and then is let go on.
+const SILENCE_MS: u64 = 600_000;
+
+/// The program.
+#[derive(Clone, Debug)]
+pub struct Criu {
+    program: PathBuf,
+}
+
+/// A CRIU at work.
+#[derive(Debug)]
+pub struct Session {
+    channel: Channel,
+    child: Child,
+    kind: Kind,
+    log: PathBuf,
+    // As long as CRIU opens them by our numbers.
+    _directories: [OwnedFd; 2],
+}
+
+/// What CRIU says.
+#[derive(Debug)]
+pub enum Event {
+    /// It has reached a stage, and waits for [`Session::go_on`].
+    Stage {
+        /// The stage's name.
+        name: String,
+        /// The root of the tree, where CRIU tells it.
+        pid: Option<i32>,
+        /// What it hands over.
+        descriptors: Vec<OwnedFd>,
+    },
+    /// It is done.
+    Done,
+}
+
+impl Criu {
+    /// The program at `path`.
+    pub fn at(path: &Path) -> Self {
+        Self { program: path.to_owned() }
+    }
+
+    /// Which version it is: major, minor, sublevel.
+    ///
+    /// # Errors
+    /// Exit 5 when it is not there or does not answer.
+    pub fn version(&self) -> Result<(i32, i32, i32)> {
+        let (channel, mut child) = self.spawn(None)?;
+        // To one that has ended already nothing can be sent; that it does not answer says more.
+        let _ = channel.send(&Request { kind: Kind::Version as i32, ..Request::default() }.encode_to_vec(), &[]);
+        let answer = receive(&channel);
+        end(&mut child);
+        let version = answer?.0.version.context("criu does not tell its version")?;
+        Ok((version.major, version.minor, version.sublevel.unwrap_or_default()))
+    }
+
+    /// Begins a dump or restore with images in `images`. Its log goes to `logs`, since images may be removed when it fails.
+    ///
+    /// A lock that is given is held until CRIU has ended, also when its caller is killed: it then still puts back what it had begun.
+    ///
+    /// # Errors
+    /// Exit 5 when the program is not there.
+    pub fn begin(
+        &self,
+        kind: Kind,
+        images: &Path,
+        logs: &Path,
+        mut options: Options,
+        lock: Option<&Flock>,
+    ) -> Result<Session> {
+        let open = |path: &Path| fs::File::open(path).with_context(|| format!("open {}", path.display()));
+        let directories = [open(images)?, open(logs)?];
+        let log_file = match kind {
+            Kind::Dump => "criu-dump.log",
+            _ => "criu-restore.log",
+        };
+        let log = logs.join(log_file);
+        options.images_dir_fd = directories[0].as_raw_fd();
+        options.work_dir_fd = Some(directories[1].as_raw_fd());
+        options.log_file = Some(log_file.to_owned());
+        options.log_level = Some(4);
+        let (channel, child) = self.spawn(lock)?;
+        let session = Session { channel, child, kind, log, _directories: directories.map(OwnedFd::from) };
+        let request = Request { kind: kind as i32, options: Some(options), notify_success: None };
+        session.channel.send(&request.encode_to_vec(), &[])?;
+        Ok(session)
+    }
+
+    fn spawn(&self, lock: Option<&Flock>) -> Result<(Channel, Child)> {
+        let (ours, theirs) = channel::pair()?;
+        let lock = lock.map(|lock| lock.file().try_clone().context("share the lock")).transpose()?;
+        if let Some(lock) = &lock {
+            process::keep_across_exec(lock)?;
+        }
+        process::keep_across_exec(&theirs)?;
+        let number = theirs.as_fd().as_raw_fd();
+        let mut command = Command::new(&self.program);
+        // Not in the terminal's group: ^C would end it in the midst of its work on other processes.
+        command.process_group(0);
+        command.args(["swrk", &number.to_string()]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                let message = format!("there is no {}", self.program.display());
+                Failure::new(Exit::Unsupported, message)
+                    .hint("install criu, or name one in vsos.toml: checkpoint.criu = PATH")
+                    .into()
+            }
+            _ => anyhow::Error::from(error).context(format!("run {}", self.program.display())),
+        })?;
+        Ok((ours, child))
+    }
+}
+
+impl Session {
+    /// Waits for what CRIU says next.
+    ///
+    /// # Errors
+    /// That it failed, with the last errors of its log.
+    pub fn listen(&mut self) -> Result<Event> {
+        let Some(packet) = self.channel.receive_within(SILENCE_MS).context("listen to criu")? else {
+            bail!("criu has said nothing for {} s: {}", SILENCE_MS / 1000, self.why());
+        };
+        let (response, descriptors) = understand(packet).with_context(|| self.why())?;
+        if !response.success {
+            let why = response.message.unwrap_or_default();
+            let errno = response.errno.filter(|errno| *errno != 0);
+            let errno = errno.map_or_else(String::new, |errno| format!(" ({})", io::Error::from_raw_os_error(errno)));
+            log::debug!("criu says: {why}");
+            bail!("criu failed{errno}: {}", self.why());
+        }
+        if let Some(stage) = response.notify {
+            return Ok(Event::Stage { name: stage.script.unwrap_or_default(), pid: stage.pid, descriptors });
+        }
+        if response.kind != self.kind as i32 {
+            bail!("criu answers something else than it was asked ({})", response.kind);
+        }
+        Ok(Event::Done)
+    }
+
+    /// Lets CRIU go on after a stage.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn go_on(&self) -> Result<()> {
+        self.answer(true)
+    }
+
+    /// Has CRIU give up at a stage.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn give_up(&self) -> Result<()> {
+        self.answer(false)
+    }
+
+    /// Has CRIU give up at a stage, and waits until it has put everything back as it was.
+    pub fn take_back(mut self) {
+        if let Err(error) = self.give_up() {
+            log::warn!("{error:#}");
+            return;
+        }
+        // It asks on the way, and at its end says that it has failed, as it was told to.
+        while let Ok(Event::Stage { .. }) = self.listen() {
+            if self.go_on().is_err() {
+                return;
+            }
+        }
+    }
+
+    fn answer(&self, success: bool) -> Result<()> {
+        let request = Request { kind: Kind::Notify as i32, options: None, notify_success: Some(success) };
+        self.channel.send(&request.encode_to_vec(), &[]).with_context(|| self.why())
+    }
+
+    /// The last errors in the log, and where it is.
+    fn why(&self) -> String {
+        let text = fs::read(&self.log).unwrap_or_default();
+        let told = errors(&String::from_utf8_lossy(&text));
+        format!("{} (all of it: {})", if told.is_empty() { "no reason in its log" } else { &told }, self.log.display())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+/// Ends a CRIU and takes its status. One that has done its work has ended by itself.
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn receive(channel: &Channel) -> Result<(Response, Vec<OwnedFd>)> {
+    understand(channel.receive().context("listen to criu")?)
+}
+
+fn understand((bytes, descriptors): (Vec<u8>, Vec<OwnedFd>)) -> Result<(Response, Vec<OwnedFd>)> {
+    if bytes.is_empty() {
+        bail!("criu ended without an answer");
+    }
+    Ok((Response::decode(bytes.as_slice()).context("understand criu")?, descriptors))
+}
+
+/// The last lines of a log that tell of errors, without time and place.
+fn errors(log: &str) -> String {
+    // It asks for programs of iptables and for tun devices, which nobody needs, and calls it an error when there are none.
+    let of_probes = |line: &&str| line.ends_with(" -V failed") || line.contains(": tun: Unable to create tun: ");
+    let errors = log.lines().filter_map(|line| line.split_once("Error (")).map(|(_, rest)| rest);
+    let lines: Vec<&str> = errors.filter(|line| !of_probes(line)).collect();
+    let told = lines.iter().skip(lines.len().saturating_sub(ERRORS_TOLD));
+    told.map(|line| line.split_once("): ").map_or(*line, |(_, what)| what)).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_errors_of_a_log_are_told() {
+        let log = "(00.1) Dumping\n(00.2) Error (criu/mount.c:12): mnt: one\n(00.3)     12: Error (criu/net.c:3): two\n\
+                   (00.3) Error (criu/a.c:1): three\n(00.4) Error (criu/util.c:9): iptables-save -V failed\n(00.4) Error (criu/tun.c:85): tun: Unable to create tun: No such file or directory\n(00.4) Error (criu/cr-dump.c:5): Dumping FAILED.\n";
+        assert_eq!(errors(log), "two; three; Dumping FAILED.");
+        assert_eq!(errors("(00.1) fine\n"), "");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_says_what_to_do() {
+        let error = Criu::at(Path::new("/nowhere/criu")).version().unwrap_err();
+        assert_eq!(crate::failure::exit_of(&error), Exit::Unsupported);
+        assert!(crate::failure::hint_of(&error).unwrap().contains("vsos.toml"));
+    }
+
+    #[test]
+    fn one_that_ends_at_once_is_an_error() {
+        let error = Criu::at(Path::new("/bin/true")).version().unwrap_err();
+        assert!(format!("{error:#}").contains("ended without an answer"), "{error:#}");
+    }
+}

@@ -1,0 +1,276 @@
+//! The side that a server leaves: `vsctl migrate`. It alone decides who may run the server.
+//!
+//! Until `migration.toml` says `moved`, the server is this host's own, and a failure lets it go on here. From then on it is the
+//! target's, and `--continue` says so again until the target has heard it and the copy here is gone.
+
+use anyhow::{Context, Result};
+use kernel::file::write_atomic;
+use kernel::lock::Flock;
+use kernel::process::wait_for_joined_threads;
+
+use super::files;
+use super::link::Link;
+use super::wire::{Deal, Lost, Message, Offer, Size, send_bulk, unexpected};
+use crate::checkpoint::kept;
+use crate::edit;
+use crate::events;
+use crate::failure::{self, Exit, Failure};
+use crate::lifecycle::state::{self, State};
+use crate::lifecycle::stop::{self, Manner};
+use crate::lifecycle::{create, execute, start};
+use crate::name::Name;
+use crate::site::Site;
+use crate::store::{self, Migration, Server, Side};
+use crate::template::progress::Progress;
+
+/// What a dry run has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// What would be sent.
+    pub size: Size,
+    /// Whether the server runs, and would be stopped.
+    pub runs: bool,
+}
+
+/// A migration under way at its source.
+struct Departure<'a> {
+    site: &'a Site,
+    host: &'a str,
+    deal: Deal,
+    link: Link,
+    /// The target has all of it: from now on it does not take it back by itself.
+    is_prepared: bool,
+    moments: usize,
+}
+
+/// Asks `host` whether it would take the server as it is. Changes nothing.
+///
+/// # Errors
+/// All that speaks against it.
+pub fn try_out(site: &Site, name: &Name, host: &str) -> Result<Found> {
+    let server = store::load(site, name)?;
+    let found = examine(site, &server)?;
+    Departure::open(site, host, &server)?.offer(&server, found.size)?;
+    Ok(found)
+}
+
+/// Moves a stopped server, or one that is stopped for it and started at the target, to `host`.
+///
+/// # Errors
+/// What refused. Before it is the target's it goes on here; after that the hint says how to go on.
+pub fn offline(site: &Site, name: &Name, host: &str, manner: &Manner, progress: &mut dyn Progress) -> Result<()> {
+    let lock = store::lock(site, name)?;
+    edit::recover(site, name)?;
+    let server = store::load(site, name)?;
+    let found = examine(site, &server)?;
+    progress.phase("checking", None);
+    let mut departure = Departure::open(site, host, &server)?;
+    departure.offer(&server, found.size)?;
+    let sent = departure.send(&server, found, manner, progress).and_then(|()| departure.give_up_right(found.runs));
+    if let Err(error) = sent {
+        departure.call_off();
+        return Err(back(site, name, host, found.runs, lock, error));
+    }
+    departure.finish(found.runs, lock, progress)
+}
+
+/// Ends a migration whose command was interrupted after the server had become the target's.
+///
+/// # Errors
+/// When there is none; as [`offline`].
+pub fn proceed(site: &Site, name: &Name, host: &str, progress: &mut dyn Progress) -> Result<()> {
+    let lock = store::lock(site, name)?;
+    let server = store::load(site, name)?;
+    let migration = match store::migration(site, name)? {
+        Some(migration) if migration.side == Side::Moved => migration,
+        Some(migration) => return Err(migration.refusal(name).into()),
+        None => {
+            let hint = format!("migrate it, or `vsctl migrate {name} {host} --abort` removes what {host} has of it");
+            return Err(Failure::new(Exit::Failed, format!("'{name}' is this host's own")).hint(hint).into());
+        }
+    };
+    if host != migration.peer {
+        let hint = format!("`vsctl migrate {name} {} --continue`", migration.peer);
+        return Err(Failure::new(Exit::Failed, format!("'{name}' has moved to {}", migration.peer)).hint(hint).into());
+    }
+    let mut departure = Departure::open(site, host, &server)?;
+    departure.deal.transaction = migration.transaction;
+    departure.finish(migration.start, lock, progress)
+}
+
+/// Has `host` remove what it has of a server that this host has kept.
+///
+/// # Errors
+/// When the server is the target's.
+pub fn abort(site: &Site, name: &Name, host: &str) -> Result<()> {
+    let _lock = store::lock(site, name)?;
+    let server = store::load(site, name)?;
+    store::check_own(site, name)?;
+    Departure::open(site, host, &server)?.abort()
+}
+
+/// What can be seen here before anybody is asked.
+fn examine(site: &Site, server: &Server) -> Result<Found> {
+    let name = &server.name;
+    store::check_own(site, name)?;
+    let refuse = |why: &str, hint: String| Err(Failure::new(Exit::Failed, format!("'{name}' {why}")).hint(hint).into());
+    if let Some(label) = kept::labels(site, name)?.first() {
+        let hint = format!("`vsctl checkpoint delete {name} LABEL...` first: they do not go along");
+        return refuse(&format!("has checkpoints, '{label}' is one"), hint);
+    }
+    let runs = match state::of(site, name)? {
+        State::Stopped => false,
+        State::Running => true,
+        State::Frozen => return refuse("is frozen", format!("`vsctl thaw {name}` first")),
+        State::Suspended => return refuse("is suspended", format!("`vsctl resume {name}` first")),
+        _ => return refuse("is half started or stopped", "`vsctl doctor --fix` takes that back".into()),
+    };
+    Ok(Found { size: files::measure(site, name, &server.spec)?, runs })
+}
+
+/// The server goes on where it was.
+fn back(site: &Site, name: &Name, host: &str, ran: bool, lock: Flock, error: anyhow::Error) -> anyhow::Error {
+    let failed = format!("cannot move '{name}' to {host}");
+    let error = error.context(failed);
+    if !ran || state::of(site, name).is_ok_and(State::is_up) {
+        return error;
+    }
+    wait_for_joined_threads();
+    match start::begin_held(site, name, lock).and_then(|starting| starting.finish(site)) {
+        Ok(()) => error.context(execute::Outcome(format!("'{name}' runs here again"))),
+        Err(left) => error.context(execute::Outcome(format!("'{name}' is stopped here, and does not start: {left:#}"))),
+    }
+}
+
+impl<'a> Departure<'a> {
+    fn open(site: &'a Site, host: &'a str, server: &Server) -> Result<Self> {
+        let (link, _) = Link::open(site, host)?;
+        let deal = Deal { name: server.name.clone(), uuid: server.record.uuid.clone(), transaction: store::new_uuid() };
+        Ok(Self { site, host, deal, link, is_prepared: false, moments: 0 })
+    }
+
+    /// For tests of crashes: see [`execute::fault`].
+    fn moment(&mut self) -> Result<()> {
+        self.moments += 1;
+        execute::fault("migrate", self.moments)
+    }
+
+    /// Has the target look at what would come.
+    fn offer(&mut self, server: &Server, size: Size) -> Result<()> {
+        let spec = edit::text(self.site, &server.name)?;
+        let architecture = std::env::consts::ARCH.to_owned();
+        let offer = Offer { deal: self.deal.clone(), spec, record: server.record.clone(), architecture, size };
+        let channel = self.link.channel()?;
+        channel.send(&Message::Offer(Box::new(offer)))?;
+        let problems = match channel.receive()? {
+            Message::Checked(problems) => problems,
+            other => return Err(unexpected(&other)),
+        };
+        let Some(first) = problems.first() else { return Ok(()) };
+        let list: Vec<String> = problems.iter().map(|problem| format!("\n  {problem}")).collect();
+        let message = format!("'{}' cannot be moved to {}:{}", server.name, self.host, list.concat());
+        Err(Failure::new(Exit::from_code(first.exit), message).into())
+    }
+
+    /// Everything up to where the target has all of it on its disk.
+    fn send(&mut self, server: &Server, found: Found, manner: &Manner, progress: &mut dyn Progress) -> Result<()> {
+        self.moment()?;
+        self.link.channel()?.send(&Message::Prepare)?;
+        self.link.channel()?.expect(&Message::Ready)?;
+        self.moment()?;
+        if found.runs {
+            progress.phase("stopping", None);
+            stop::stop_locked(self.site, &server.name, manner)?;
+        }
+        self.moment()?;
+        progress.phase("sending the volume", Some(found.size.bytes));
+        let mut packing = files::pack(self.site, &server.name, &server.spec)?;
+        let channel = self.link.channel()?;
+        let sum = match send_bulk(channel, &mut packing.output()?, &mut |bytes| progress.advance(bytes)) {
+            // It has ended because of something, and has said it before that.
+            Err(error) if error.is::<Lost>() => return Err(channel.receive().err().unwrap_or(error)),
+            sent => sent?,
+        };
+        packing.finish()?;
+        self.moment()?;
+        progress.phase("waiting for the disk", None);
+        let channel = self.link.channel()?;
+        channel.send(&Message::End(sum))?;
+        channel.expect(&Message::Prepared)?;
+        self.is_prepared = true;
+        self.moment()
+    }
+
+    fn abort(&mut self) -> Result<()> {
+        let told = Message::Abort(self.deal.clone());
+        let channel = self.link.channel()?;
+        channel.send(&told)?;
+        channel.expect(&Message::Aborted)
+    }
+
+    /// Has the target forget it, and waits for that: the end of the connection is enough until all is on its disk.
+    fn call_off(mut self) {
+        if self.is_prepared {
+            if let Err(error) = self.abort() {
+                let (name, host) = (&self.deal.name, self.host);
+                log::warn!("{host} still has what came of '{name}' (`vsctl migrate {name} {host} --abort`): {error:#}");
+            }
+        }
+    }
+
+    /// The point of no return: when this is on the disk, the server is the target's.
+    fn give_up_right(&self, start: bool) -> Result<()> {
+        let (site, name) = (self.site, &self.deal.name);
+        let transaction = self.deal.transaction.clone();
+        let migration = Migration { side: Side::Moved, transaction, peer: self.host.to_owned(), start };
+        let text = toml::to_string(&migration).context("write the mark as TOML")?;
+        let mark = store::migration_file(site, name);
+        let Err(error) = write_atomic(&mark, text.as_bytes()) else { return Ok(()) };
+        // The target has not been told: it must be gone before anybody runs the server here.
+        match std::fs::remove_file(&mark) {
+            Err(left) if left.kind() != std::io::ErrorKind::NotFound => {
+                Err(left).context(format!("remove {}", mark.display()))
+            }
+            _ => Err(error.into()),
+        }
+    }
+
+    /// What is left when the server is the target's: to tell it so, to have it started there, and to remove the copy.
+    fn finish(mut self, start: bool, lock: Flock, progress: &mut dyn Progress) -> Result<()> {
+        let (site, host, name) = (self.site, self.host, self.deal.name.clone());
+        progress.phase("handing over", None);
+        let started = match self.hand_over(start, progress) {
+            Ok(started) => started,
+            Err(error) => {
+                let message = format!("'{name}' belongs to {host}, which may not know it yet: {error:#}");
+                let hint = format!("`vsctl migrate {name} {host} --continue` ends the migration");
+                return Err(Failure::new(failure::exit_of(&error), message).hint(hint).into());
+            }
+        };
+        events::note_with(site, &name, events::Kind::Moved, Some(format!("to {host}")));
+        create::destroy_held(site, &name, true, lock)?;
+        self.moment()?;
+        started.with_context(|| format!("'{name}' has moved to {host}, and does not start there"))
+    }
+
+    /// Tells the target; the inner result is that of the start.
+    fn hand_over(&mut self, start: bool, progress: &mut dyn Progress) -> Result<Result<()>> {
+        self.moment()?;
+        let told = Message::Commit(self.deal.clone());
+        self.link.channel()?.send(&told)?;
+        self.link.channel()?.expect(&Message::Committed)?;
+        self.moment()?;
+        if !start {
+            return Ok(Ok(()));
+        }
+        progress.phase("starting", None);
+        self.link.channel()?.send(&Message::Start)?;
+        match self.link.channel()?.expect(&Message::Started) {
+            Err(error) if error.is::<Lost>() => Err(error),
+            started => {
+                self.moment()?;
+                Ok(started)
+            }
+        }
+    }
+}

@@ -1,0 +1,558 @@
+//! What two hosts say to each other, and how it looks on the wire. Knows no server.
+//!
+//! ```text
+//! frame    length of the body (4 bytes, big endian) · kind (1 byte) · body
+//! kind 1   a message, as JSON
+//! kind 2   a piece of a bulk stream, which an `end` with its length and SHA-256 closes
+//! ```
+
+use std::fmt;
+use std::io::{self, Read, Write};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::failure::{self, Exit, Failure};
+use crate::name::Name;
+use crate::store::Record;
+
+/// The version of everything here. Both sides must have the same.
+pub const PROTOCOL: u32 = 1;
+
+/// The longest body. Both ends allocate that much, so a length that is longer is no frame of ours.
+const LONGEST: usize = 1 << 20;
+
+/// The bytes of a bulk stream in one frame.
+pub const PIECE: usize = 256 << 10;
+
+const MESSAGE: u8 = 1;
+const DATA: u8 = 2;
+
+/// Something one side says. In the order of a migration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Message {
+    /// The first word of both sides. Its form never changes, so that every version can refuse every other.
+    Hello(Hello),
+    /// What is to be moved. Changes nothing.
+    Offer(Box<Offer>),
+    /// What at the target speaks against it; nothing does when it is empty.
+    Checked(Vec<Problem>),
+    /// Reserve what was offered.
+    Prepare,
+    /// It is reserved, and the volume can come.
+    Ready,
+    /// A bulk stream is over, and this is what was sent.
+    End(Sum),
+    /// All is on the target's disk, and no command there starts it.
+    Prepared,
+    /// The source has given up its right to run the server: it is the target's.
+    Commit(Deal),
+    /// It is.
+    Committed,
+    /// Start it.
+    Start,
+    /// It runs.
+    Started,
+    /// Forget what was not committed: the source has kept its right.
+    Abort(Deal),
+    /// It is forgotten, or was never there.
+    Aborted,
+    /// It cannot be done, and everything that was done for it has been taken back.
+    Failed(Problem),
+}
+
+/// Who speaks. Unknown keys are passed over: a later version may say more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL`].
+    pub protocol: u32,
+    /// The version of `vsctl`, for people.
+    pub version: String,
+    /// The name of the host, for people.
+    pub host: String,
+}
+
+/// What is to be moved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Offer {
+    /// Which server, and in which migration.
+    pub deal: Deal,
+    /// The text of its `server.toml`.
+    pub spec: String,
+    /// Its record. The number is the source's: the target gives it one of its own.
+    pub record: Record,
+    /// The machine's architecture.
+    pub architecture: String,
+    /// What its files take on the disk.
+    pub size: Size,
+}
+
+/// A server in one migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deal {
+    /// The server's name.
+    pub name: Name,
+    /// Its identity for life.
+    pub uuid: String,
+    /// The migration's own: each attempt has another.
+    pub transaction: String,
+}
+
+/// What files take on a disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Size {
+    /// Space.
+    pub bytes: u64,
+    /// Files, directories and links.
+    pub entries: u64,
+}
+
+/// Length and checksum of a bulk stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sum {
+    /// Length.
+    pub bytes: u64,
+    /// SHA-256, in hexadecimal digits.
+    pub sha256: String,
+}
+
+/// What went wrong, or would.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Problem {
+    /// The exit code of the command.
+    pub exit: u8,
+    /// What, and on which object.
+    pub message: String,
+    /// What can be done about it.
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    /// An error as it crosses the wire.
+    pub fn of(error: &anyhow::Error) -> Self {
+        let hint = failure::hint_of(error).map(ToOwned::to_owned);
+        Self { exit: failure::exit_of(error) as u8, message: format!("{error:#}"), hint }
+    }
+
+    /// The failure that it is on this side.
+    pub fn into_failure(self) -> Failure {
+        let failure = Failure::new(Exit::from_code(self.exit), self.message);
+        match self.hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.message)?;
+        self.hint.as_ref().map_or(Ok(()), |hint| write!(out, " ({hint})"))
+    }
+}
+
+impl Hello {
+    /// What this program says of itself.
+    pub fn own() -> Self {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Self { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), host }
+    }
+
+    /// Whether the two can talk.
+    ///
+    /// # Errors
+    /// Exit 5 when they speak different versions.
+    pub fn check(&self) -> Result<()> {
+        if self.protocol == PROTOCOL {
+            return Ok(());
+        }
+        let message = format!(
+            "{} has vsctl {}, which speaks version {} of the migration protocol, and this one speaks {PROTOCOL}",
+            self.host, self.version, self.protocol
+        );
+        Err(Failure::new(Exit::Unsupported, message).hint("install the same version on both hosts").into())
+    }
+}
+
+/// What has arrived.
+#[derive(Debug, PartialEq)]
+pub enum Frame {
+    /// A message.
+    Message(Message),
+    /// A piece of a bulk stream.
+    Data(Vec<u8>),
+}
+
+/// The two directions of a connection.
+#[derive(Debug)]
+pub struct Channel<R, W> {
+    from: R,
+    to: W,
+}
+
+impl<R: Read, W: Write> Channel<R, W> {
+    /// A channel over two pipes.
+    pub fn new(from: R, to: W) -> Self {
+        Self { from, to }
+    }
+
+    /// Says something.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn send(&mut self, message: &Message) -> Result<()> {
+        let body = serde_json::to_vec(message).context("write a message as JSON")?;
+        self.frame(MESSAGE, &body)
+    }
+
+    /// Sends a piece of a bulk stream.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn send_data(&mut self, piece: &[u8]) -> Result<()> {
+        self.frame(DATA, piece)
+    }
+
+    fn frame(&mut self, kind: u8, body: &[u8]) -> Result<()> {
+        if body.len() > LONGEST {
+            bail!("a message of {} bytes is too long for the connection", body.len());
+        }
+        let mut head = (body.len() as u32).to_be_bytes().to_vec();
+        head.push(kind);
+        self.to.write_all(&head).and_then(|()| self.to.write_all(body)).and_then(|()| self.to.flush()).map_err(
+            |error| match error.kind() {
+                io::ErrorKind::BrokenPipe => lost(),
+                _ => anyhow!(error).context("write to the connection"),
+            },
+        )
+    }
+
+    /// Waits for the next frame.
+    ///
+    /// # Errors
+    /// When the connection ends, or carries something else.
+    pub fn frame_in(&mut self) -> Result<Frame> {
+        let mut head = [0; 5];
+        self.read(&mut head)?;
+        let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        if length > LONGEST || ![MESSAGE, DATA].contains(&head[4]) {
+            let said: String = String::from_utf8_lossy(&head).chars().filter(|c| !c.is_control()).collect();
+            return Err(Failure::new(
+                Exit::Failed,
+                format!("the other side speaks no migration protocol: \"{said}…\""),
+            )
+            .hint("a login shell there must print nothing; `ssh HOST vsctl --version` shows what it says")
+            .into());
+        }
+        let mut body = vec![0; length];
+        self.read(&mut body)?;
+        if head[4] == DATA {
+            return Ok(Frame::Data(body));
+        }
+        serde_json::from_slice(&body).map(Frame::Message).context("read a message of the other side")
+    }
+
+    /// Waits for the next message.
+    ///
+    /// # Errors
+    /// As [`Self::frame_in`]; what the other side could not do.
+    pub fn receive(&mut self) -> Result<Message> {
+        match self.frame_in()? {
+            Frame::Message(Message::Failed(problem)) => Err(problem.into_failure().into()),
+            Frame::Message(message) => Ok(message),
+            Frame::Data(_) => bail!("the other side sends data where a message was expected"),
+        }
+    }
+
+    /// Waits for one certain message.
+    ///
+    /// # Errors
+    /// As [`Self::receive`]; when it is another.
+    pub fn expect(&mut self, expected: &Message) -> Result<()> {
+        match self.receive()? {
+            message if message == *expected => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Says hello, and listens to who is there.
+    ///
+    /// # Errors
+    /// When the two cannot talk.
+    pub fn greet(&mut self) -> Result<Hello> {
+        self.send(&Message::Hello(Hello::own()))?;
+        match self.receive()? {
+            Message::Hello(hello) => hello.check().map(|()| hello),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) -> Result<()> {
+        self.from.read_exact(bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => lost(),
+            _ => anyhow!(error).context("read from the connection"),
+        })
+    }
+}
+
+/// The connection is gone; what it was used for says what that means.
+#[derive(Debug)]
+pub struct Lost;
+
+impl fmt::Display for Lost {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("the connection to the other host has ended")
+    }
+}
+
+impl std::error::Error for Lost {}
+
+/// Whether the end of the connection is what went wrong, also when a reader of a bulk stream met it.
+pub fn is_lost(error: &anyhow::Error) -> bool {
+    let wrapped = |cause: &io::Error| cause.get_ref().is_some_and(|inner| inner.is::<Lost>());
+    error.is::<Lost>()
+        || error.chain().any(|cause| cause.is::<Lost>() || cause.downcast_ref::<io::Error>().is_some_and(wrapped))
+}
+
+fn lost() -> anyhow::Error {
+    Lost.into()
+}
+
+/// The error for a message out of order.
+pub fn unexpected(message: &Message) -> anyhow::Error {
+    anyhow!("the other side said something unexpected: {message:?}")
+}
+
+/// Sends all of `from` as a bulk stream, and then its sum. `moved` hears how many bytes have gone.
+///
+/// # Errors
+/// When `from` cannot be read, or the connection is gone.
+pub fn send_bulk<R: Read, W: Write>(
+    channel: &mut Channel<R, W>,
+    from: &mut dyn Read,
+    moved: &mut dyn FnMut(u64),
+) -> Result<Sum> {
+    let mut summed = Summed::default();
+    let mut piece = vec![0; PIECE];
+    loop {
+        let length = match from.read(&mut piece) {
+            Ok(0) => break,
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error).context("read what is to be sent"),
+        };
+        summed.add(&piece[..length]);
+        channel.send_data(&piece[..length])?;
+        moved(summed.bytes);
+    }
+    Ok(summed.sum())
+}
+
+/// A bulk stream that arrives, as a reader. It ends when the sender has said its sum, which must be that of what came.
+#[derive(Debug)]
+pub struct Bulk<'a, R, W> {
+    channel: &'a mut Channel<R, W>,
+    piece: Vec<u8>,
+    at: usize,
+    summed: Summed,
+    has_ended: bool,
+}
+
+impl<'a, R: Read, W: Write> Bulk<'a, R, W> {
+    /// The stream that comes next on `channel`.
+    pub fn new(channel: &'a mut Channel<R, W>) -> Self {
+        Self { channel, piece: Vec::new(), at: 0, summed: Summed::default(), has_ended: false }
+    }
+
+    fn next(&mut self) -> Result<()> {
+        match self.channel.frame_in()? {
+            Frame::Data(piece) => {
+                self.summed.add(&piece);
+                self.piece = piece;
+                self.at = 0;
+            }
+            Frame::Message(Message::End(told)) => {
+                let came = std::mem::take(&mut self.summed).sum();
+                if came != told {
+                    bail!("{} bytes arrived, and they are not the {} that were sent", came.bytes, told.bytes);
+                }
+                self.has_ended = true;
+            }
+            Frame::Message(Message::Failed(problem)) => return Err(problem.into_failure().into()),
+            Frame::Message(other) => return Err(unexpected(&other)),
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read, W: Write> Read for Bulk<'_, R, W> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.piece.len() && !self.has_ended {
+            self.next().map_err(|error| match error.downcast::<Lost>() {
+                Ok(lost) => io::Error::new(io::ErrorKind::UnexpectedEof, lost),
+                Err(error) => io::Error::other(error),
+            })?;
+        }
+        let length = into.len().min(self.piece.len() - self.at);
+        into[..length].copy_from_slice(&self.piece[self.at..self.at + length]);
+        self.at += length;
+        Ok(length)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Summed {
+    bytes: u64,
+    hash: Sha256,
+}
+
+impl Summed {
+    fn add(&mut self, piece: &[u8]) {
+        self.bytes += piece.len() as u64;
+        self.hash.update(piece);
+    }
+
+    fn sum(self) -> Sum {
+        let sha256 = self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Sum { bytes: self.bytes, sha256 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deal() -> Deal {
+        Deal { name: "web1".parse().unwrap(), uuid: "u".into(), transaction: "t".into() }
+    }
+
+    fn offer() -> Offer {
+        let record = Record {
+            version: 1,
+            id: 7,
+            uuid: "u".into(),
+            created_s: 1,
+            template_digest: "d".into(),
+            addresses: vec!["10.1.2.3/24".parse().unwrap()],
+        };
+        Offer {
+            deal: deal(),
+            spec: "template = \"busybox\"\n".into(),
+            record,
+            architecture: "x86_64".into(),
+            size: Size { bytes: 4096, entries: 2 },
+        }
+    }
+
+    /// Every message with its text: another vsctl of the same protocol must understand it.
+    fn golden() -> Vec<(Message, &'static str)> {
+        let problem = Problem { exit: 43, message: "there".into(), hint: None };
+        vec![
+            (
+                Message::Hello(Hello { protocol: 1, version: "0.1.0".into(), host: "a".into() }),
+                r#"{"hello":{"protocol":1,"version":"0.1.0","host":"a"}}"#,
+            ),
+            (
+                Message::Offer(Box::new(offer())),
+                concat!(
+                    r#"{"offer":{"deal":{"name":"web1","uuid":"u","transaction":"t"},"#,
+                    r#""spec":"template = \"busybox\"\n","#,
+                    r#""record":{"version":1,"id":7,"uuid":"u","created_s":1,"template_digest":"d","addresses":["10.1.2.3/24"]},"#,
+                    r#""architecture":"x86_64","size":{"bytes":4096,"entries":2}}}"#
+                ),
+            ),
+            (Message::Checked(vec![problem.clone()]), r#"{"checked":[{"exit":43,"message":"there","hint":null}]}"#),
+            (Message::Prepare, r#""prepare""#),
+            (Message::Ready, r#""ready""#),
+            (Message::End(Sum { bytes: 3, sha256: "ab".into() }), r#"{"end":{"bytes":3,"sha256":"ab"}}"#),
+            (Message::Prepared, r#""prepared""#),
+            (Message::Commit(deal()), r#"{"commit":{"name":"web1","uuid":"u","transaction":"t"}}"#),
+            (Message::Committed, r#""committed""#),
+            (Message::Start, r#""start""#),
+            (Message::Started, r#""started""#),
+            (Message::Abort(deal()), r#"{"abort":{"name":"web1","uuid":"u","transaction":"t"}}"#),
+            (Message::Aborted, r#""aborted""#),
+            (Message::Failed(problem), r#"{"failed":{"exit":43,"message":"there","hint":null}}"#),
+        ]
+    }
+
+    #[test]
+    fn every_message_has_its_agreed_form_and_comes_back() {
+        for (message, text) in golden() {
+            assert_eq!(serde_json::to_string(&message).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Message>(text).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn frames_have_their_agreed_bytes() {
+        let mut channel = Channel::new(io::empty(), Vec::new());
+        channel.send(&Message::Ready).unwrap();
+        channel.send_data(b"abc").unwrap();
+        assert_eq!(channel.to, b"\0\0\0\x07\x01\"ready\"\0\0\0\x03\x02abc");
+        let mut back = Channel::new(&channel.to[..], io::sink());
+        assert_eq!(back.frame_in().unwrap(), Frame::Message(Message::Ready));
+        assert_eq!(back.frame_in().unwrap(), Frame::Data(b"abc".to_vec()));
+        assert!(back.frame_in().unwrap_err().is::<Lost>());
+    }
+
+    /// What a bulk stream of `content` is on the wire.
+    fn sent(content: &[u8]) -> Vec<u8> {
+        let mut channel = Channel::new(io::empty(), Vec::new());
+        let mut last = 0;
+        let sum = send_bulk(&mut channel, &mut &content[..], &mut |bytes| last = bytes).unwrap();
+        assert_eq!((sum.bytes, last), (content.len() as u64, content.len() as u64));
+        channel.send(&Message::End(sum)).unwrap();
+        channel.to
+    }
+
+    fn arrived(bytes: &[u8]) -> Result<Vec<u8>, io::Error> {
+        let mut content = Vec::new();
+        Bulk::new(&mut Channel::new(bytes, io::sink())).read_to_end(&mut content).map(|_| content)
+    }
+
+    #[test]
+    fn a_bulk_stream_arrives_whole_or_not_at_all() {
+        for length in [0, 1, PIECE, 3 * PIECE + 5] {
+            let content: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+            assert!(arrived(&sent(&content)).unwrap() == content, "{length}");
+        }
+        let whole = sent(b"some bytes of a volume");
+        assert!(is_lost(&arrived(&whole[..whole.len() - 1]).unwrap_err().into()));
+        let mut damaged = whole.clone();
+        damaged[8] ^= 1;
+        assert!(arrived(&damaged).unwrap_err().to_string().contains("not the 22"));
+        assert!(arrived(&whole).is_ok());
+    }
+
+    #[test]
+    fn another_version_is_refused_and_what_else_it_says_passed_over() {
+        let text = r#"{"hello":{"protocol":2,"version":"9.0","host":"b","more":[1]}}"#;
+        let Message::Hello(hello) = serde_json::from_str(text).unwrap() else { panic!("no hello") };
+        let error = hello.check().unwrap_err();
+        assert_eq!(failure::exit_of(&error), Exit::Unsupported);
+        assert!(error.to_string().contains("vsctl 9.0") && error.to_string().contains("version 2"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_frame_is_shown() {
+        let error = Channel::new(&b"bash: vsctl: command not found\n"[..], io::sink()).frame_in().unwrap_err();
+        assert!(error.to_string().contains("\"bash:"), "{error}");
+    }
+
+    #[test]
+    fn a_problem_keeps_its_code_and_hint_across_the_wire() {
+        let error = anyhow!(Failure::new(Exit::NoTemplate, "none").hint("make it")).context("cannot take 'web1'");
+        let back = anyhow!(Problem::of(&error).into_failure());
+        assert_eq!(failure::exit_of(&back), Exit::NoTemplate);
+        assert_eq!(failure::hint_of(&back), Some("make it"));
+        assert_eq!(back.to_string(), "cannot take 'web1': none");
+    }
+}
