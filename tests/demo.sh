@@ -89,8 +89,7 @@ show() {
     say "Inside, only its own processes show"
     run exec demo1 -- ps
     say "Its memory and its CPUs are what it was given"
-    # Not busybox's free: it asks sysinfo(2), which no file system can answer.
-    run exec demo1 -- head -n 3 /proc/meminfo
+    run exec demo1 -- free -m
     run exec demo1 -- nproc
     say "It is up since its own start"
     run exec demo1 -- uptime

@@ -2,11 +2,12 @@
 # Installs the Debian packages of tests/packages that are missing, for the groups named as arguments.
 #
 # Nothing missing: nothing is done, and root is not needed. What cannot be mended here (no cargo, an old
-# one, no root, no apt) ends in one line that says what to do.
+# one, no root, no apt) ends in one line that says what to do. No service of a package is started or enabled.
 set -eu
 
 tree=$(dirname "$0")/..
 list=$tree/tests/packages
+. "$tree/tests/quiet.sh"
 
 fail() {
     echo "setup: $*" >&2
@@ -50,6 +51,9 @@ if [ -n "$missing" ]; then
         awk -v package="$package" '$2 == package { $1 = ""; sub(/^ /, "setup: install "); print; exit }' "$list"
     done
     export DEBIAN_FRONTEND=noninteractive
+    trap quiet_end EXIT
+    trap 'exit 130' INT TERM HUP
+    quiet_begin
     # An index that fails to load (a third party's, say) matters only if the package is then not found.
     apt-get update -qq || echo "setup: apt-get update had errors, going on" >&2
     # shellcheck disable=SC2086 # a list of names

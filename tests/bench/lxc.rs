@@ -145,7 +145,7 @@ impl Drop for Lxc {
 }
 
 /// Removes empty control groups, the deepest first.
-fn remove_groups(group: &Path) {
+pub fn remove_groups(group: &Path) {
     for entry in fs::read_dir(group).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_groups(&entry.path());

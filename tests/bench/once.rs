@@ -46,7 +46,8 @@ pub fn measure(ours: &Ours, rounds: usize, interrupt: &Interrupt, report: &mut R
     Ok(())
 }
 
-fn first_line(error: &anyhow::Error) -> String {
+/// An error on one line, without the command that it came from.
+pub fn first_line(error: &anyhow::Error) -> String {
     format!("{error:#}").lines().filter(|line| !line.starts_with('$')).take(3).collect::<Vec<_>>().join(" ")
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use system_tests::{
     command::Invocation,
     site::{self, Site},
@@ -41,6 +41,29 @@ impl Ours {
     /// Creates a server with limits.
     pub fn create(&self, name: &str) -> Result<Duration> {
         self.call(&["create", name, "--template", "busybox", "--memory", MEMORY, "--cpus", "1", "--pids", "200"])
+    }
+
+    /// Creates a server that may use all CPUs of the host: its limit is told and does not slow who reads.
+    pub fn create_unslowed(&self, name: &str) -> Result<Duration> {
+        let cpus = std::thread::available_parallelism()?.to_string();
+        self.call(&["create", name, "--template", "busybox", "--memory", MEMORY, "--cpus", &cpus, "--pids", "200"])
+    }
+
+    /// The path of a server's control group below each hierarchy's root.
+    pub fn group(&self, name: &str) -> String {
+        format!("{}/{name}", self.0.cgroup())
+    }
+
+    /// The process id of a server's init.
+    pub fn init(&self, name: &str) -> Result<i32> {
+        let status = self.0.vsctl(["status", name, "--json"]).succeed()?.json()?;
+        let pid = status.get(0).unwrap_or(&status)["pid"].as_i64();
+        Ok(i32::try_from(pid.with_context(|| format!("no pid in {status}"))?)?)
+    }
+
+    /// Where the FUSE file system of all servers is mounted.
+    pub fn views(&self) -> PathBuf {
+        self.0.path("run/vsos/lxcfs/mount")
     }
 
     /// Creates and starts one.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Measured values, in milliseconds or KiB.
-#[derive(Default)]
+/// Measured values, in the unit of their measure: milliseconds, unless it says otherwise.
+#[derive(Clone, Default)]
 pub struct Sample(Vec<f64>);
 
 impl Sample {
@@ -22,6 +22,21 @@ impl Sample {
         self.0.push(kib as f64 / count as f64);
     }
 
+    /// Adds a time in microseconds.
+    pub fn add_us(&mut self, took: Duration) {
+        self.0.push(took.as_secs_f64() * 1e6);
+    }
+
+    /// Adds how many there were in a second.
+    pub fn add_rate(&mut self, count: u64, took: Duration) {
+        self.0.push(count as f64 / took.as_secs_f64());
+    }
+
+    /// Adds all values of another one.
+    pub fn extend(&mut self, other: &Sample) {
+        self.0.extend_from_slice(&other.0);
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.0.len()
@@ -35,6 +50,11 @@ impl Sample {
     /// The value below which nine of ten lie.
     pub fn ninth_decile(&self) -> Option<f64> {
         self.at(0.9)
+    }
+
+    /// The value below which 99 of 100 lie.
+    pub fn ninety_ninth(&self) -> Option<f64> {
+        self.at(0.99)
     }
 
     fn at(&self, share: f64) -> Option<f64> {

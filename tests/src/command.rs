@@ -8,21 +8,32 @@ use std::{
     fmt,
     io::{Read, Write},
     os::unix::process::{CommandExt, ExitStatusExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc::{self, Receiver},
+    sync::{
+        OnceLock,
+        mpsc::{self, Receiver},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
-    sys::signal::{Signal, killpg},
+    sys::signal::{Signal, kill, killpg},
     unistd::Pid,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{PidfdFlags, pidfd_open},
 };
 
 /// How long a command may take unless the caller knows better. Generous: it bounds hangs, it measures nothing.
 pub const LIMIT: Duration = Duration::from_secs(90);
+/// For a command that ends when its caller wants it to.
+pub const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// How long the output may stay open after the command has ended.
 const OUTPUT_GRACE: Duration = Duration::from_secs(5);
 
@@ -33,6 +44,7 @@ pub struct Invocation {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     input: Vec<u8>,
+    directory: Option<PathBuf>,
     limit: Duration,
 }
 
@@ -59,6 +71,7 @@ impl Invocation {
             arguments: Vec::new(),
             environment: Vec::new(),
             input: Vec::new(),
+            directory: None,
             limit: LIMIT,
         }
     }
@@ -78,6 +91,12 @@ impl Invocation {
     /// Bytes for the standard input; without them it is `/dev/null`.
     pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.input = bytes.into();
+        self
+    }
+
+    /// Where it runs.
+    pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
         self
     }
 
@@ -104,6 +123,9 @@ impl Invocation {
         command.args(&self.arguments).envs(self.environment.iter().cloned()).process_group(0);
         command.stdin(if self.input.is_empty() { Stdio::null() } else { Stdio::piped() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
         let mut child = command.spawn().with_context(|| format!("run {self}"))?;
         if let Some(mut pipe) = child.stdin.take() {
             let input = self.input.clone();
@@ -112,7 +134,14 @@ impl Invocation {
         }
         let stdout = drain(child.stdout.take().context("no pipe for the output")?);
         let stderr = drain(child.stderr.take().context("no pipe for the errors")?);
-        Ok(Background { command: self.to_string(), child, stdout, stderr, limit: self.limit, started: Instant::now() })
+        Ok(Background {
+            command: self.to_string(),
+            child,
+            stdout,
+            stderr,
+            limit: patient(self.limit),
+            started: Instant::now(),
+        })
     }
 }
 
@@ -152,7 +181,7 @@ impl Background {
             }
         };
         let took = self.started.elapsed();
-        let output = self.collect(OUTPUT_GRACE);
+        let output = self.collect(patient(OUTPUT_GRACE));
         ensure!(
             output.closed,
             "{} ended, but a process it left behind still holds its output open\n{}",
@@ -161,6 +190,23 @@ impl Background {
         );
         let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
         Ok(Finished { command: self.command.clone(), code, stdout: output.stdout, stderr: output.stderr, took })
+    }
+
+    /// Waits as [`wait`](Self::wait) does, and hands over each line of the standard output as it comes.
+    pub fn wait_with_lines(&mut self, mut each: impl FnMut(&str)) -> Result<Finished> {
+        let end = self.started + self.limit;
+        let mut bytes = Vec::new();
+        let mut shown = 0;
+        // The end of the channel is the end of the output.
+        while let Ok(chunk) = self.stdout.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            bytes.extend(chunk);
+            while let Some(length) = bytes[shown..].iter().position(|byte| *byte == b'\n') {
+                each(&String::from_utf8_lossy(&bytes[shown..shown + length]));
+                shown += length + 1;
+            }
+        }
+        let done = self.wait()?;
+        Ok(Finished { stdout: bytes, ..done })
     }
 
     /// Whether it still runs.
@@ -175,17 +221,24 @@ impl Background {
         let _ = self.child.wait();
     }
 
+    /// Woken by its end, and not by a clock: the bench measures with it.
     fn wait_until(&mut self, end: Instant) -> Result<Option<ExitStatus>> {
-        let mut pause = Duration::from_micros(200);
+        let about = || format!("wait for {}", self.command);
+        // A number that was reaped is nobody's.
+        if let Some(status) = self.child.try_wait().with_context(about)? {
+            return Ok(Some(status));
+        }
+        let process = rustix::process::Pid::from_child(&self.child);
+        let process = pidfd_open(process, PidfdFlags::empty()).with_context(about)?;
         loop {
-            if let Some(status) = self.child.try_wait().with_context(|| format!("wait for {}", self.command))? {
-                return Ok(Some(status));
+            let left = end.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).with_context(about)?;
+            match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&left)) {
+                Ok(0) => return Ok(None),
+                Ok(_) => return self.child.wait().map(Some).with_context(about),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error).with_context(about),
             }
-            if Instant::now() >= end {
-                return Ok(None);
-            }
-            thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(10));
         }
     }
 
@@ -303,8 +356,26 @@ fn gather(chunks: &Receiver<Chunk>, end: Instant) -> (Vec<u8>, bool) {
     }
 }
 
+/// A limit as this machine needs it: an emulated processor is told to be given more by `VSOS_TEST_PATIENCE`, a factor.
+///
+/// Limits bound hangs. They measure nothing, so a longer one proves no less.
+pub fn patient(limit: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    let factor = FACTOR.get_or_init(|| {
+        let factor = std::env::var("VSOS_TEST_PATIENCE").ok().and_then(|text| text.parse().ok());
+        factor.unwrap_or(1)
+    });
+    limit.saturating_mul(*factor)
+}
+
+/// Ends a process with SIGKILL.
+pub fn kill_hard(pid: i32) -> Result<()> {
+    kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("kill {pid}"))
+}
+
 /// Calls `probe` until it yields something, for at most `limit`; then the error says what was waited for.
 pub fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
+    let limit = patient(limit);
     let end = Instant::now() + limit;
     loop {
         if let Some(value) = probe() {

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::command::Invocation;
+use crate::command::{Invocation, patient};
 
 /// How long the kernel may take to let go of what has ended: dying cgroups, namespaces, programs.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -68,7 +68,7 @@ impl HostState {
 
     /// Waits until the host is as it was, or returns the lines that differ.
     pub fn compare_when_settled(&self, scope: &Scope) -> Result<(), Difference> {
-        let end = Instant::now() + SETTLE;
+        let end = Instant::now() + patient(SETTLE);
         loop {
             let difference = self.difference(&Self::capture(scope));
             if difference.0.is_empty() {

@@ -5,15 +5,18 @@
 //! host is listed before and after ([`host::HostState`]) and a difference fails the promise.
 //!
 //! The harness drives the programs from outside, through their command line, and knows none of their types: what a
-//! script cannot see, it does not test. It knows no virtual machine either; a lab runs this same binary in one.
+//! script cannot see, it does not test. [`lab`] makes hosts in virtual machines, and runs the same promises in them.
 
 #![forbid(unsafe_code)]
 
+pub mod ability;
 pub mod command;
 pub mod host;
+pub mod lab;
 pub mod outside;
 pub mod promise;
 pub mod server;
 pub mod site;
+pub mod stranger;
 pub mod tarball;
 pub mod terminal;

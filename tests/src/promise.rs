@@ -5,10 +5,11 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Result, anyhow};
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Trial};
 
 use crate::{
     host::HostState,
@@ -27,6 +28,14 @@ pub struct Promise {
 }
 
 type Body = dyn Fn(&Site) -> Result<()> + Send;
+
+/// Why a promise was not kept, for the end of the run: whoever sees only the last lines of it sees what to mend.
+type Broken = Arc<Mutex<Vec<String>>>;
+
+struct Failure {
+    reason: String,
+    transcript: String,
+}
 
 /// Says that a promise cannot be kept on this machine; it is then counted as skipped, never as passed.
 #[derive(Debug)]
@@ -57,8 +66,14 @@ impl Promise {
         Self { name: format!("{}::{name}@{template}", last(area)), keep: Box::new(keep) }
     }
 
-    fn into_trial(self) -> Trial {
-        Trial::ignorable_test(self.name, move || keep(&*self.keep))
+    fn into_trial(self, broken: Broken) -> Trial {
+        let Self { name, keep: body } = self;
+        Trial::ignorable_test(name.clone(), move || {
+            keep(&*body).map_err(|failure| {
+                broken.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{name}: {}", failure.reason));
+                format!("{}--- what was run ---\n{}", failure.reason, failure.transcript).into()
+            })
+        })
     }
 }
 
@@ -107,7 +122,9 @@ pub fn run(promises: Vec<Promise>) -> ExitCode {
     if !arguments.list {
         site::sweep();
     }
-    let trials = promises.into_iter().map(Promise::into_trial).collect();
+    let broken = Broken::default();
+    let chosen = promises.into_iter().filter(|promise| is_chosen(&promise.name));
+    let trials = chosen.map(|promise| promise.into_trial(broken.clone())).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     site::remove_shared_templates();
     if !arguments.list {
@@ -115,16 +132,25 @@ pub fn run(promises: Vec<Promise>) -> ExitCode {
             "{} passed, {} failed, {} skipped",
             conclusion.num_passed, conclusion.num_failed, conclusion.num_ignored
         );
+        for failure in broken.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            print!("failed: {failure}");
+        }
     }
     conclusion.exit_code()
 }
 
+/// Whether `VSOS_TEST_ONLY`, whole names of promises with blanks between, has `name`; without it, all are chosen.
+fn is_chosen(name: &str) -> bool {
+    std::env::var("VSOS_TEST_ONLY").map_or(true, |names| names.split_whitespace().any(|chosen| chosen == name))
+}
+
 /// Keeps one promise: site, promise, comparison, and whatever happened, nothing of it stays.
-fn keep(promise: &Body) -> Result<Completion, Failed> {
+fn keep(promise: &Body) -> Result<Completion, Failure> {
     if let Some(reason) = cannot_run() {
         return Ok(Completion::ignored_with(reason));
     }
-    let site = Site::new().map_err(|error| Failed::from(format!("make a site: {error:#}")))?;
+    let site = Site::new()
+        .map_err(|error| Failure { reason: format!("make a site: {error:#}\n"), transcript: String::new() })?;
     let scope = site.scope();
     let before = HostState::capture(&scope);
     let kept = catch_unwind(AssertUnwindSafe(|| promise(&site))).unwrap_or_else(|panic| Err(panicked(&*panic)));
@@ -137,7 +163,7 @@ fn keep(promise: &Body) -> Result<Completion, Failed> {
         (kept, compared) => {
             let kept = kept.err().map(|error| format!("{error:#}\n")).unwrap_or_default();
             let compared = compared.err().map(|difference| difference.to_string()).unwrap_or_default();
-            Err(Failed::from(format!("{kept}{compared}--- what was run ---\n{transcript}")))
+            Err(Failure { reason: kept + &compared, transcript })
         }
     }
 }

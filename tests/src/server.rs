@@ -99,6 +99,12 @@ impl<'s> Server<'s> {
         Ok(Running { server: self })
     }
 
+    /// Starts it with a variable in the environment.
+    pub fn start_with(self, key: &str, value: &str) -> Result<Running<'s>> {
+        self.site.keep(self.site.vsctl(["start", &self.name]).env(key, value))?.success()?;
+        Ok(Running { server: self })
+    }
+
     /// Its lasting files.
     pub fn directory(&self) -> PathBuf {
         self.site.path("var/lib/vsos/servers").join(&self.name)
@@ -119,6 +125,13 @@ impl<'s> Server<'s> {
     pub fn state(&self) -> Result<String> {
         let status = self.status()?;
         Ok(status["state"].as_str().with_context(|| format!("no state in {status}"))?.to_owned())
+    }
+
+    /// Its state once nobody works on it: after a killed command the monitor may still take the server back.
+    pub fn settled_state(&self) -> Result<String> {
+        eventually(&format!("{} to be left alone", self.name), GUEST_LIMIT, || {
+            self.state().ok().filter(|state| state != "ready")
+        })
     }
 
     /// Waits for a state.
@@ -147,6 +160,11 @@ impl<'s> Deref for Running<'s> {
 }
 
 impl<'s> Running<'s> {
+    /// The server `name` of `site`, which something else started; it is destroyed with this.
+    pub fn adopt(site: &'s Site, name: &str) -> Self {
+        Self { server: Server::adopt(site, name) }
+    }
+
     /// Stops it.
     pub fn stop(self) -> Result<Server<'s>> {
         self.site.ok(["stop", &self.name])?;
@@ -243,6 +261,15 @@ impl<'s> Running<'s> {
     pub fn ipv4(&self) -> Result<String> {
         let addresses = self.addresses()?;
         addresses.iter().find(|text| text.contains('.')).cloned().with_context(|| format!("no IPv4 in {addresses:?}"))
+    }
+
+    /// How many bits of its IPv4 addresses are the network's.
+    pub fn ipv4_length(&self) -> Result<u8> {
+        let status = self.status()?;
+        let list = status["addresses"].as_array().with_context(|| format!("no addresses in {status}"))?;
+        let four = list.iter().filter_map(Value::as_str).find(|text| text.contains('.'));
+        let length = four.and_then(|text| text.split_once('/')).with_context(|| format!("no IPv4 in {status}"))?.1;
+        Ok(length.parse()?)
     }
 
     /// Its first IPv6 address.

@@ -31,6 +31,9 @@ use crate::{
 pub const SECRET: (&str, &str) = ("VSOS_TEST_SECRET", "a-word-that-only-the-host-knows");
 /// How the names of sites begin.
 const PREFIX: &str = "vsos-site-";
+/// Templates of the tests' own: name, the shipped one that it is, and packages beside that one's.
+const ENRICHED: [(&str, &str, &str); 1] =
+    [("consumers", "debian-13", "htop,sysstat,stress-ng,python3-minimal,busybox")];
 /// A distribution is unpacked and configured from a mirror: minutes on a slow one.
 const TEMPLATE_LIMIT: Duration = Duration::from_secs(900);
 
@@ -69,6 +72,11 @@ impl Site {
     /// The four digits in its global names.
     pub fn suffix(&self) -> String {
         suffix_of(self.root())
+    }
+
+    /// The supervisor of its FUSE service, once it serves.
+    pub fn fuse_supervisor(&self) -> Option<i32> {
+        fs::read_to_string(self.path("run/vsos/lxcfs/pid")).ok()?.trim().parse().ok()
     }
 
     /// The name of its control group, the parent of its servers'.
@@ -309,6 +317,9 @@ pub fn remove_shared_templates() {
 }
 
 fn shared_template(name: &str) -> Result<PathBuf> {
+    if let Some(template) = ready_made(name) {
+        return Ok(template);
+    }
     let shared = &mut *locked(&SHARED);
     if shared.store.is_none() {
         shared.store = Some(Site::new()?);
@@ -321,11 +332,46 @@ fn shared_template(name: &str) -> Result<PathBuf> {
     })
 }
 
+/// A template that was built before the run, where `VSOS_TEST_TEMPLATES` names a store with it: on an emulated processor
+/// the building takes minutes, and it is a promise of its own elsewhere.
+fn ready_made(name: &str) -> Option<PathBuf> {
+    let store = PathBuf::from(std::env::var_os("VSOS_TEST_TEMPLATES")?);
+    Some(store.join(name)).filter(|template| template.exists())
+}
+
 fn build(store: &Site, name: &str) -> Result<PathBuf, Unbuilt> {
+    if let Some((_, base, packages)) = ENRICHED.iter().find(|(enriched, ..)| *enriched == name) {
+        return enrich(store, name, base, packages);
+    }
+    build_with(store, name, None)
+}
+
+/// Builds the template `base` with more packages, and calls it `name`.
+fn enrich(store: &Site, name: &str, base: &str, packages: &str) -> Result<PathBuf, Unbuilt> {
+    if std::env::var_os("VSOS_TEST_TEMPLATES").is_some() {
+        return Err(Unbuilt::Lacking(format!("the store of ready templates has no '{name}'")));
+    }
+    let failed = |error: anyhow::Error| Unbuilt::Failed(format!("{error:#}"));
+    // Apart, since the plain one is called `base` too.
+    let apart = Site::new().map_err(failed)?;
+    let built = build_with(&apart, base, Some(packages))?;
+    let place = store.path("var/lib/vsos/templates");
+    let moved = fs::create_dir_all(&place).and_then(|()| fs::rename(built, place.join(name)));
+    moved.context("put a template into the store").map_err(failed)?;
+    Ok(place.join(name))
+}
+
+/// Has a shipped template built. `packages` reach mmdebstrap by a script of its name, which is found before it.
+fn build_with(store: &Site, name: &str, packages: Option<&str>) -> Result<PathBuf, Unbuilt> {
     if name.starts_with("debian") && Invocation::new("mmdebstrap").args(["--version"]).succeed().is_err() {
         return Err(Unbuilt::Lacking("mmdebstrap is not installed".into()));
     }
-    let done = store.vsctl(["template", "build", name]).limit(TEMPLATE_LIMIT).run();
+    let mut call = store.vsctl(["template", "build", name]).limit(TEMPLATE_LIMIT);
+    if let Some(packages) = packages {
+        let path = put_before(store, packages).map_err(|error| Unbuilt::Failed(format!("{error:#}")))?;
+        call = call.env("PATH", path);
+    }
+    let done = call.run();
     let done = done.map_err(|error| Unbuilt::Failed(format!("{error:#}")))?;
     if done.code != 0 {
         let errors = done.errors().to_lowercase();
@@ -339,6 +385,19 @@ fn build(store: &Site, name: &str) -> Result<PathBuf, Unbuilt> {
         });
     }
     Ok(store.path("var/lib/vsos/templates").join(name))
+}
+
+/// A `PATH` on which mmdebstrap is a script that adds `packages` to what it is asked for.
+fn put_before(store: &Site, packages: &str) -> Result<String> {
+    let path = std::env::var("PATH").context("no PATH")?;
+    let real = std::env::split_paths(&path).map(|directory| directory.join("mmdebstrap")).find(|file| file.is_file());
+    let real = real.context("mmdebstrap is not installed")?;
+    let directory = store.path("programs");
+    let script = directory.join("mmdebstrap");
+    fs::create_dir_all(&directory).context("make a directory for programs")?;
+    fs::write(&script, format!("#!/bin/sh\nexec {} --include={packages} \"$@\"\n", real.display()))?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).context("make a script executable")?;
+    Ok(format!("{}:{path}", directory.display()))
 }
 
 /// A promise that panicked elsewhere does not spoil the list.

@@ -16,7 +16,10 @@ use rustix::{
     termios::{Winsize, tcsetwinsize},
 };
 
-use crate::{command::LIMIT, site::Site};
+use crate::{
+    command::{LIMIT, patient},
+    site::Site,
+};
 
 /// A command on a terminal. Dropped, it is killed.
 pub struct Terminal {
@@ -59,7 +62,7 @@ impl Terminal {
 
     /// Waits until `text` appears after what was expected before, and returns all up to and with it.
     pub fn expect(&mut self, text: &str) -> Result<String> {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + patient(LIMIT);
         loop {
             if let Some(at) = self.seen.find(text) {
                 let rest = self.seen.split_off(at + text.len());
@@ -78,7 +81,7 @@ impl Terminal {
 
     /// Waits for the command's end and returns its exit status.
     pub fn finish(&mut self) -> Result<i32> {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + patient(LIMIT);
         loop {
             if let Some(status) = self.child.try_wait().context("wait for the command")? {
                 return Ok(status.code().unwrap_or(-1));

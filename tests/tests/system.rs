@@ -9,20 +9,38 @@ use std::process::ExitCode;
 // One file per area. In this order they run, the plain before the strange.
 #[path = "system/bad_input.rs"]
 mod bad_input;
+#[path = "system/callers.rs"]
+mod callers;
+#[path = "system/checkpoint.rs"]
+mod checkpoint;
 #[path = "system/console_enter_exec.rs"]
 mod console_enter_exec;
+#[path = "system/consumers.rs"]
+mod consumers;
+#[path = "system/differential.rs"]
+mod differential;
 #[path = "system/faults.rs"]
 mod faults;
 #[path = "system/guest_view.rs"]
 mod guest_view;
+#[path = "system/hostile.rs"]
+mod hostile;
 #[path = "system/lifecycle.rs"]
 mod lifecycle;
+#[path = "system/migrate.rs"]
+mod migrate;
 #[path = "system/network.rs"]
 mod network;
 #[path = "system/newcomer.rs"]
 mod newcomer;
+#[path = "system/readers.rs"]
+mod readers;
 #[path = "system/security.rs"]
 mod security;
+#[path = "system/statistics.rs"]
+mod statistics;
+#[path = "system/system_calls.rs"]
+mod system_calls;
 #[path = "system/templates.rs"]
 mod templates;
 #[path = "system/vsinit.rs"]
@@ -32,13 +50,22 @@ fn main() -> ExitCode {
     let areas = [
         lifecycle::promises(),
         guest_view::promises(),
+        statistics::promises(),
+        consumers::promises(),
+        differential::promises(),
+        system_calls::promises(),
         network::promises(),
         security::promises(),
+        hostile::promises(),
         console_enter_exec::promises(),
         templates::promises(),
         vsinit::promises(),
         bad_input::promises(),
+        callers::promises(),
         faults::promises(),
+        checkpoint::promises(),
+        migrate::promises(),
+        readers::promises(),
         newcomer::promises(),
     ];
     system_tests::promise::run(areas.into_iter().flatten().collect())

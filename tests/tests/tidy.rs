@@ -16,7 +16,7 @@ const ARROWS: [(&str, &[&str]); 6] = [
     ("init", &["kernel", "net"]),
     ("lxcfs-fuse", &["kernel"]),
     ("vsctl", &["init", "kernel", "net"]),
-    // The harness sees the programs from outside only; it asks the kernel what is loaded.
+    // The harness sees the programs from outside only; it asks the kernel what is loaded, and the bench joins servers.
     ("tests", &["kernel"]),
 ];
 /// The one file that may contain unsafe code.

@@ -113,8 +113,9 @@ fn an_unknown_template_is_named(site: &Site) -> Result<()> {
 fn addresses_outside_the_subnet_or_taken_are_refused(site: &Site) -> Result<()> {
     let template = site.template("busybox")?;
     let one = template.server("web1").start()?;
-    let taken = format!("{}/24", one.ipv4()?);
-    let gateway = format!("{}/24", one.gateway("-4")?);
+    let length = one.ipv4_length()?;
+    let taken = format!("{}/{length}", one.ipv4()?);
+    let gateway = format!("{}/{length}", one.gateway("-4")?);
     let create = |address: &str| -> Result<Finished> {
         let plain = address.split('/').next().unwrap_or(address);
         refused(site, &["create", "web2", "--template", "busybox", "--ip", address, "--start"], 20, &[plain])

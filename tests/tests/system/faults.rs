@@ -2,16 +2,24 @@
 //!
 //! `VSOS_FAULT=<plan>:<n>:kill|fail` makes `vsctl` kill itself at, or fail, step n of a plan.
 
-use std::{fs, thread};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{
+    fcntl::{Flock, FlockArg},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use system_tests::{
-    command::{Finished, eventually},
+    ability,
+    command::{Finished, eventually, kill_hard, patient},
     host::{HostState, Scope},
+    promise::skip,
     promises,
     server::{GUEST_LIMIT, Running, Server},
     site::Site,
@@ -31,10 +39,17 @@ promises![
     two_starts_at_once,
     two_destroys_at_once,
     two_creates_of_one_name_at_once,
+    the_last_destroy_takes_nothing_from_a_server_that_comes_meanwhile,
     a_killed_monitor_harms_no_server,
+    a_monitor_that_was_told_nothing_does_not_hold_up_the_last_destroy,
+    consoles_of_a_distribution_outlive_monitor_and_supervisor,
     a_killed_init_is_an_orderly_stop,
     a_killed_fuse_worker_is_not_noticed,
-    a_dead_fuse_overlay_is_put_back_into_running_servers
+    a_killed_fuse_worker_costs_an_error_where_the_kernel_cannot_resend,
+    a_killed_fuse_supervisor_is_replaced_without_a_command,
+    a_hundred_killed_fuse_supervisors_are_replaced,
+    a_fuse_supervisor_that_dies_while_servers_stop_leaves_nothing,
+    a_fuse_service_that_cannot_start_is_tried_less_and_less
 ];
 
 /// No plan is that long: a loop that gets there does not end by itself.
@@ -81,7 +96,12 @@ fn present(site: &Site) -> HostState {
 /// A created server, and what the site has on the host when it is stopped: what servers share is set up.
 fn settled<'s>(site: &'s Site, flags: &str) -> Result<(Server<'s>, HostState)> {
     let server = site.template("busybox")?.server("web1").with(flags).start()?.stop()?;
-    let state = present(site);
+    // `stop` waits until the monitor has let go of the server, not until its process has ended.
+    let state = eventually("the end of the monitor", GUEST_LIMIT, || {
+        let state = present(site);
+        let ends = state.of("process").any(|line| line.contains(" monitor web1"));
+        (!ends).then_some(state)
+    })?;
     Ok((server, state))
 }
 
@@ -121,7 +141,7 @@ fn killed_at_every_step_of_start_doctor_mends_it(site: &Site) -> Result<()> {
     let seen = each_step(|n| {
         let met = with_fault(site, &["start", "web1"], "start", n, "kill")?.is_some();
         site.ok(["doctor", "--fix"])?;
-        if server.state()? == "running" {
+        if server.settled_state()? == "running" {
             // The last steps may be behind the point where the server lives; then it must be whole.
             ensure!(site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive");
             site.ok(["stop", "web1"])?;
@@ -143,7 +163,7 @@ fn killed_while_what_servers_share_is_set_up_doctor_mends_it(site: &Site) -> Res
         let server = template.server("web1").create()?;
         let met = with_fault(site, &["start", "web1"], "host", n, "kill")?.is_some();
         site.ok(["doctor", "--fix"])?;
-        if server.state()? != "running" {
+        if server.settled_state()? != "running" {
             site.ok(["start", "web1"])?;
         }
         ensure!(site.ok(["exec", "web1", "--", "echo", "alive"])?.text() == "alive");
@@ -160,15 +180,15 @@ fn killed_at_every_step_of_stop_doctor_mends_it(site: &Site) -> Result<()> {
     site.ok(["start", "web1"])?;
     let told = told_steps(site, &["stop", "web1"])?;
     let seen = each_step(|n| {
-        if server.state()? != "running" {
+        if server.settled_state()? != "running" {
             site.ok(["start", "web1"])?;
         }
         let met = with_fault(site, &["stop", "web1"], "stop", n, "kill")?.is_some();
         site.ok(["doctor", "--fix"])?;
-        if server.state()? == "running" {
+        if server.settled_state()? == "running" {
             site.ok(["stop", "web1"])?;
         }
-        ensure!(server.state()? == "stopped", "it is {}", server.state()?);
+        ensure!(server.settled_state()? == "stopped", "it is {}", server.settled_state()?);
         settled.compare_when_settled(&own(site))?;
         Ok(met)
     })?;
@@ -324,15 +344,30 @@ fn two_creates_of_one_name_at_once(site: &Site) -> Result<()> {
     Ok(())
 }
 
+fn the_last_destroy_takes_nothing_from_a_server_that_comes_meanwhile(site: &Site) -> Result<()> {
+    let template = site.template("busybox")?;
+    let last = template.server("web1").start()?;
+    // Held as `destroy` holds it while it takes back what servers share, so that it waits just before that.
+    let lock = fs::File::options().write(true).open(site.path("run/vsos/host/lock"))?;
+    let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+    let mut destroy = last.spawn(&["destroy", "--force", "web1"])?;
+    eventually("the end of web1", GUEST_LIMIT, || (!last.directory().exists()).then_some(()))?;
+    thread::sleep(Duration::from_millis(300));
+    let next = template.server("web2").start()?;
+    drop(lock);
+    let done = destroy.wait()?;
+    ensure!(done.code == 0, "{}", done.errors());
+    let address = next.gateway("-4")?;
+    next.sh(&format!("grep -q MemTotal /proc/meminfo && ping -c 1 -W 5 {address}"))?;
+    site.ok(["doctor"])?;
+    next.stop()?.start().map(drop)
+}
+
 /// Processes of this site that run `program` and have `word` on their command line.
 fn processes(site: &Site, program: &str, word: &str) -> Vec<i32> {
     let state = present(site);
     let named = state.of("process").filter(|line| line.split(' ').nth(1).is_some_and(|exe| exe.contains(program)));
     named.filter(|line| line.contains(word)).filter_map(|line| line.split(' ').next()?.parse().ok()).collect()
-}
-
-fn kill_hard(pid: i32) -> Result<()> {
-    kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("kill {pid}"))
 }
 
 fn gone(pid: i32) -> Result<()> {
@@ -380,6 +415,55 @@ fn a_killed_monitor_harms_no_server(site: &Site) -> Result<()> {
     Ok(())
 }
 
+fn a_monitor_that_was_told_nothing_does_not_hold_up_the_last_destroy(site: &Site) -> Result<()> {
+    let server = site.template("busybox")?.server("web1").start()?;
+    let (init, monitor) = (server.init_pid()?, monitor(&server)?);
+    // It answers no command, so that it learns of the end from init alone, and then wants the lock that `destroy` has.
+    kill(Pid::from_raw(monitor), Signal::SIGSTOP)?;
+    let mut destroy = server.spawn(&["destroy", "--force", "web1"])?;
+    let ended = gone(init);
+    kill(Pid::from_raw(monitor), Signal::SIGCONT)?;
+    ended?;
+    let done = destroy.wait()?;
+    ensure!(done.code == 0, "{}", done.errors());
+    gone(monitor)
+}
+
+fn consoles_of_a_distribution_outlive_monitor_and_supervisor(site: &Site) -> Result<()> {
+    let server = site.template("debian-13")?.server("web1").start()?;
+    server.booted()?;
+    let shows_and_hears = |server: &Running, word: &str| -> Result<()> {
+        let old = monitor(server)?;
+        kill_hard(old)?;
+        gone(old)?;
+        site.ok(["list"])?;
+        eventually("a new monitor", GUEST_LIMIT, || monitor(server).ok().filter(|pid| *pid != old))?;
+        let mut console = server.terminal(&["console", "web1"])?;
+        // What is typed reaches the login that waits there.
+        console.send("\r")?;
+        console.expect("login:")?;
+        console.send(&format!("user-{word}\r"))?;
+        console.expect("assword")?;
+        server.sh(&format!("echo {word} >/dev/console"))?;
+        console.expect(word)?;
+        console.send("\u{1}q")?;
+        console.finish().map(drop)
+    };
+    shows_and_hears(&server, "once")?;
+    // The next supervisor gets them from the monitor, so that the next monitor has them from it.
+    let old = site.fuse_supervisor().context("no supervisor")?;
+    kill_hard(old)?;
+    eventually("another supervisor", GUEST_LIMIT, || site.fuse_supervisor().filter(|pid| *pid != old))?;
+    eventually("its files", GUEST_LIMIT, || {
+        server.sh("head -1 /proc/meminfo").ok().filter(|line| line.contains("kB"))
+    })?;
+    shows_and_hears(&server, "again")?;
+    // The notify socket was among them: the new monitor hears of a shutdown.
+    let init = server.init_pid()?;
+    site.run(["exec", "web1", "--", "systemctl", "reboot"])?;
+    server.next_init(init).map(drop)
+}
+
 fn a_killed_init_is_an_orderly_stop(site: &Site) -> Result<()> {
     let (server, settled) = settled(site, "")?;
     let server = server.start()?;
@@ -391,19 +475,56 @@ fn a_killed_init_is_an_orderly_stop(site: &Site) -> Result<()> {
     Ok(())
 }
 
+fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The workers of the FUSE service: children of its supervisor.
+fn workers(site: &Site) -> Vec<i32> {
+    let all = processes(site, "lxcfs-fuse", "");
+    all.iter().copied().filter(|pid| parent(*pid).is_some_and(|of| all.contains(&of))).collect()
+}
+
+/// The total of a server that shall have 64 MiB, read through its init's root as quickly as can be; none when it cannot be read.
+fn total_of(init: i32) -> Result<Option<()>> {
+    let Ok(text) = fs::read_to_string(format!("/proc/{init}/root/proc/meminfo")) else { return Ok(None) };
+    ensure!(text.lines().next().is_some_and(|line| line.contains(" 65536 ")), "a false file: {text}");
+    Ok(Some(()))
+}
+
+/// Waits until the server's files cannot be read, if that is seen at all, and can be read again; how long they could not.
+fn outage(site: &Site, init: i32, is_over: impl Fn() -> bool) -> Result<Duration> {
+    let (mut begun, mut last) = (None, Duration::ZERO);
+    let started = Instant::now();
+    loop {
+        match (total_of(init)?, begun) {
+            (None, None) => begun = Some(Instant::now()),
+            (Some(()), Some(since)) => (begun, last) = (None, Instant::now() - since),
+            (Some(()), None) if is_over() => return Ok(last),
+            _ => {}
+        }
+        if started.elapsed() > patient(GUEST_LIMIT) {
+            let log = fs::read_to_string(site.path("run/vsos/lxcfs/log")).unwrap_or_default();
+            bail!("its files do not come back; lxcfs-fuse says: {log}");
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The longest that a server's files may be gone.
+const OUTAGE_MAX: Duration = Duration::from_secs(1);
+
 fn a_killed_fuse_worker_is_not_noticed(site: &Site) -> Result<()> {
+    if !ability::resends_fuse_requests()? {
+        return Err(skip("this kernel cannot give a dead worker's requests out again"));
+    }
     let server = site.template("busybox")?.server("web1").with("--memory 64M").start()?;
     let total = || server.sh("awk '/^MemTotal/ { print $2 }' /proc/meminfo");
     ensure!(total()? == "65536");
-    // The worker is the child of the supervisor.
     let all = processes(site, "lxcfs-fuse", "");
-    let parent = |pid: i32| -> Option<i32> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
-    };
-    let workers: Vec<i32> =
-        all.iter().copied().filter(|pid| parent(*pid).is_some_and(|of| all.contains(&of))).collect();
-    ensure!(!workers.is_empty(), "no worker among {all:?}");
+    ensure!(!workers(site).is_empty(), "no worker among {all:?}");
+    let before = site.fuse_supervisor();
     let mut reader = server.spawn(&[
         "exec",
         "web1",
@@ -413,31 +534,139 @@ fn a_killed_fuse_worker_is_not_noticed(site: &Site) -> Result<()> {
         "i=0; while [ $i -lt 400 ]; do cat /proc/meminfo >/dev/null || exit 1; i=$((i+1)); done; echo all-read",
     ])?;
     for _ in 0..3 {
-        let all = processes(site, "lxcfs-fuse", "");
-        for pid in all.iter().filter(|pid| parent(**pid).is_some_and(|of| all.contains(&of))) {
+        for pid in workers(site) {
             // It may be gone already: the next one is on its way.
-            let _ = kill_hard(*pid);
+            let _ = kill_hard(pid);
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(100));
     }
     let read = reader.wait()?;
     ensure!(read.text() == "all-read", "a read failed: {read}");
     ensure!(total()? == "65536");
+    ensure!(site.fuse_supervisor() == before, "the supervisor ended with a worker");
     let next = site.ok(["exec", "web1", "--", "uptime"])?;
     ensure!(!next.text().is_empty());
     Ok(())
 }
 
-fn a_dead_fuse_overlay_is_put_back_into_running_servers(site: &Site) -> Result<()> {
+/// What a kernel that cannot resend makes of it; one that can is told to be taken for such.
+fn a_killed_fuse_worker_costs_an_error_where_the_kernel_cannot_resend(site: &Site) -> Result<()> {
+    site.note(format!("this kernel resends: {}", ability::resends_fuse_requests()?));
+    let server = site.template("busybox")?.server("web1").with("--memory 64M").create()?;
+    let server = server.start_with("LXCFS_FUSE_NO_RESEND", "1")?;
+    let init = server.init_pid()?;
+    // Readers of all kinds, in flight whenever a worker dies. Each ends, with an error or the truth.
+    // They fork nobody: what the kernel keeps of thousands that have just ended counts as the server's memory, to its limit.
+    let script = "for r in 1 2 3; do while [ ! -e /done ]; do for file in meminfo stat uptime; do \
+                  read word </proc/$file; done 2>/dev/null; done & done; wait; echo all-ended";
+    let mut readers = server.spawn(&["exec", "web1", "--", "sh", "-c", script])?;
+    let mut longest = Duration::ZERO;
+    for round in 0..10 {
+        let before = site.fuse_supervisor();
+        let workers = workers(site);
+        ensure!(!workers.is_empty(), "no worker in round {round}");
+        workers.into_iter().try_for_each(kill_hard)?;
+        let next = || site.fuse_supervisor().is_some_and(|now| Some(now) != before);
+        longest = longest.max(outage(site, init, next).with_context(|| format!("round {round}"))?);
+    }
+    site.note(format!("the longest outage: {longest:?}"));
+    ensure!(longest < patient(OUTAGE_MAX), "the files were gone for {longest:?}");
+    server.sh("touch /done")?;
+    let ended = readers.wait()?;
+    ensure!(ended.text() == "all-ended", "{ended}");
+    ensure!(server.sh("awk '/^MemTotal/ { print $2 }' /proc/meminfo")? == "65536" && server.init_pid()? == init);
+    Ok(())
+}
+
+fn a_killed_fuse_supervisor_is_replaced_without_a_command(site: &Site) -> Result<()> {
+    let template = site.template("busybox")?;
+    let start = |name: &str| template.server(name).with("--memory 64M").start();
+    let servers = [start("web1")?, start("web2")?, start("web3")?];
+    let inits = servers.iter().map(Running::init_pid).collect::<Result<Vec<_>>>()?;
+    // A frozen one is healed like the others.
+    site.ok(["freeze", "web3"])?;
+    let before = site.fuse_supervisor().context("no supervisor")?;
+    kill_hard(before)?;
+    let next = || site.fuse_supervisor().is_some_and(|now| now != before);
+    for init in &inits {
+        outage(site, *init, next)?;
+    }
+    site.ok(["thaw", "web3"])?;
+    for (server, init) in servers.iter().zip(&inits) {
+        ensure!(server.sh("awk '/^MemTotal/ { print $2 }' /proc/meminfo; nproc")?.starts_with("65536\n"));
+        ensure!(server.init_pid()? == *init, "{} was restarted", server.name());
+    }
+    // Nothing is left for it to mend.
+    let found = site.ok(["doctor"])?.text();
+    ensure!(!found.contains("served no more"), "{found}");
+    // A monitor that comes after the death heals as well.
+    let [one, _two, _three] = servers;
+    let watching = monitor(&one)?;
+    kill_hard(watching)?;
+    let before = site.fuse_supervisor().context("no supervisor")?;
+    kill_hard(before)?;
+    // While it is about to end it still counts as the server's monitor.
+    gone(watching)?;
+    site.ok(["list"])?;
+    outage(site, inits[0], || site.fuse_supervisor().is_some_and(|now| now != before))?;
+    Ok(())
+}
+
+fn a_hundred_killed_fuse_supervisors_are_replaced(site: &Site) -> Result<()> {
     let server = site.template("busybox")?.server("web1").with("--memory 64M").start()?;
     let init = server.init_pid()?;
-    for pid in processes(site, "lxcfs-fuse", "") {
-        // The worker ends with its supervisor.
-        let _ = kill_hard(pid);
+    let mut longest = Duration::ZERO;
+    for round in 1..=100 {
+        let before = site.fuse_supervisor().context("no supervisor")?;
+        kill_hard(before)?;
+        let next = || site.fuse_supervisor().is_some_and(|now| now != before);
+        longest = longest.max(outage(site, init, next).with_context(|| format!("round {round}"))?);
     }
-    server.sh_fails("cat /proc/meminfo")?;
-    site.ok(["doctor", "--fix"])?;
-    ensure!(server.sh("awk '/^MemTotal/ { print $2 }' /proc/meminfo")? == "65536");
-    ensure!(server.init_pid()? == init, "the server was restarted");
+    site.note(format!("the longest outage: {longest:?}"));
+    ensure!(longest < patient(OUTAGE_MAX), "the files were gone for {longest:?}");
+    let mounts = server.sh("grep -c ' /proc/meminfo ' /proc/self/mountinfo")?;
+    ensure!(mounts == "2", "{mounts} mounts on one file");
+    ensure!(!server.sh("nproc")?.is_empty() && server.init_pid()? == init);
     Ok(())
+}
+
+fn a_fuse_supervisor_that_dies_while_servers_stop_leaves_nothing(site: &Site) -> Result<()> {
+    let template = site.template("busybox")?;
+    let before = present(site);
+    for round in 0..5 {
+        let (one, two) = (template.server("web1").start()?, template.server("web2").start()?);
+        kill_hard(site.fuse_supervisor().context("no supervisor")?)?;
+        // At another moment of the healing each time.
+        thread::sleep(Duration::from_millis(8 * round));
+        site.ok(["stop", "web1", "--kill"])?;
+        ensure!(one.state()? == "stopped");
+        site.ok(["destroy", "web2", "--force"])?;
+        // One who starts in the middle of it finds a service.
+        site.ok(["start", "web1"])?;
+        ensure!(site.ok(["exec", "web1", "--", "cat", "/proc/uptime"])?.text().contains('.'));
+        drop((one, two));
+        before.compare_when_settled(&own(site)).with_context(|| format!("round {round}"))?;
+    }
+    Ok(())
+}
+
+fn a_fuse_service_that_cannot_start_is_tried_less_and_less(site: &Site) -> Result<()> {
+    let (programs, count) = (site.path("programs"), site.path("count"));
+    fs::create_dir_all(&programs)?;
+    fs::create_dir_all(site.path("etc/vsos"))?;
+    fs::write(site.path("etc/vsos/vsos.toml"), format!("programs = {programs:?}\n"))?;
+    let server = site.template("busybox")?.server("web1").with("--memory 64M").start()?;
+    let init = server.init_pid()?;
+    let broken = programs.join("lxcfs-fuse");
+    fs::write(&broken, format!("#!/bin/sh\necho once >>{}\necho it is broken >&2\nexit 1\n", count.display()))?;
+    fs::set_permissions(&broken, fs::Permissions::from_mode(0o755))?;
+    let before = site.fuse_supervisor().context("no supervisor")?;
+    kill_hard(before)?;
+    thread::sleep(patient(Duration::from_secs(6)));
+    let tried = fs::read_to_string(&count)?.lines().count();
+    ensure!((2..=10).contains(&tried), "tried {tried} times");
+    let log = fs::read_to_string(site.path("run/vsos/lxcfs/log"))?;
+    ensure!(log.matches("it is broken").count() == 1, "told more or less than once: {log}");
+    fs::remove_file(&broken)?;
+    outage(site, init, || site.fuse_supervisor().is_some_and(|now| now != before)).map(drop)
 }

@@ -1,6 +1,6 @@
 //! Create, start, change, stop, destroy: what a script or a person types all day.
 
-use std::{fs, time::Duration};
+use std::{collections::BTreeSet, fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -136,17 +136,32 @@ fn what_changes_shows_its_plan_and_changes_nothing(site: &Site) -> Result<()> {
         ensure!(!text.is_empty(), "vsctl {} --plan says nothing", command.join(" "));
         Ok(text)
     };
-    plan(&["create", "web1", "--template", "busybox"])?;
+    let created = plan(&["create", "web1", "--template", "busybox"])?;
+    let started = plan(&["create", "web1", "--template", "busybox", "--start"])?;
+    let two = plan(&["create", "web1", "web2", "--template", "busybox"])?;
+    let numbers: BTreeSet<&str> =
+        two.lines().filter_map(|line| line.split_once("/ids/")?.1.split(' ').next()).collect();
+    ensure!(numbers.len() == 2, "two servers cannot have one number:\n{two}");
     ensure!(site.servers().is_empty(), "create --plan created something");
     let server = template.server("web1").create()?;
     let steps = plan(&["start", "web1"])?;
+    ensure!(started.lines().count() == created.lines().count() + steps.lines().count(), "{created}\n---\n{started}");
+    ensure!(started.ends_with(&steps), "the plan of both is not that of one after the other:\n{started}\n---\n{steps}");
     ensure!(steps.contains("web1"), "the plan does not name the server:\n{steps}");
+    // The first start makes what all servers share, before anything of its own.
+    let shared = plan(&["host", "up"])?;
+    ensure!(steps.starts_with(&format!("{shared}\n")), "the plan leaves out what the first start makes:\n{steps}");
+    ensure!(shared.contains(&site.bridge()), "{shared}");
+    let both = plan(&["start", "web1", "web1"])?;
+    ensure!(both.matches(&shared).count() == 1, "what all share is made once:\n{both}");
     plan(&["set", "web1", "memory=64M"])?;
     plan(&["rename", "web1", "web2"])?;
     plan(&["destroy", "web1"])?;
     ensure!(server.state()? == "stopped" && server.directory().exists());
     let server = server.start()?;
     let pid = server.init_pid()?;
+    let again = plan(&["restart", "web1"])?;
+    ensure!(!again.contains(&shared) && again.contains(steps[shared.len()..].trim()), "it is made already:\n{again}");
     for command in [&["stop", "web1"][..], &["restart", "web1"], &["freeze", "web1"], &["destroy", "--force", "web1"]] {
         plan(command)?;
     }

@@ -66,9 +66,10 @@ fn eth0_has_the_address_of_its_spec(site: &Site) -> Result<()> {
     let mut octets = first.ipv4()?.parse::<Ipv4Addr>()?.octets();
     octets[3] = 77;
     let wanted = Ipv4Addr::from(octets);
-    let server = template.server("web1").with(&format!("--ip {wanted}/24")).start()?;
-    ensure!(server.ipv4()? == wanted.to_string());
-    ensure!(server.sh("ip -4 address show eth0")?.contains(&format!("{wanted}/24")));
+    let wanted = format!("{wanted}/{}", first.ipv4_length()?);
+    let server = template.server("web1").with(&format!("--ip {wanted}")).start()?;
+    ensure!(wanted.starts_with(&format!("{}/", server.ipv4()?)));
+    ensure!(server.sh("ip -4 address show eth0")?.contains(&wanted));
     ensure!(server.gateway("-4")? == first.gateway("-4")?);
     ping(&server, &first.ipv4()?)
 }
@@ -119,10 +120,11 @@ fn it_cannot_take_anothers_address(site: &Site) -> Result<()> {
     let mut octets = thief.ipv4()?.parse::<Ipv4Addr>()?.octets();
     octets[3] = 200;
     let free = Ipv4Addr::from(octets).to_string();
+    let length = thief.ipv4_length()?;
     for stolen in [owner.stop()?.start()?.ipv4()?, free] {
-        thief.sh(&format!("ip address add {stolen}/24 dev eth0"))?;
+        thief.sh(&format!("ip address add {stolen}/{length} dev eth0"))?;
         no_ping(&thief, &["-I", &stolen, &gateway])?;
-        thief.sh(&format!("ip address del {stolen}/24 dev eth0"))?;
+        thief.sh(&format!("ip address del {stolen}/{length} dev eth0"))?;
     }
     thief.sh("ip link set eth0 down; ip link set eth0 address 02:11:22:33:44:55; ip link set eth0 up")?;
     no_ping(&thief, &[&gateway])
@@ -147,13 +149,14 @@ fn the_subnet_avoids_what_the_host_routes(site: &Site) -> Result<()> {
     let server = template.server("web1").start()?;
     let first: Ipv4Addr = server.ipv4()?.parse()?;
     let gateway: Ipv4Addr = server.gateway("-4")?.parse()?;
+    let length = server.ipv4_length()?;
     drop(server);
     // The same subnet on a link of the host's own; a new installation has to choose another.
     let link = format!("own-{}", site.suffix());
     let ip = |words: &str| Invocation::new("ip").args(words.split(' ')).succeed();
     ip(&format!("link add {link} type veth peer name {link}p"))?;
     let tried = (|| -> Result<Ipv4Addr> {
-        ip(&format!("address add {gateway}/24 dev {link}"))?;
+        ip(&format!("address add {gateway}/{length} dev {link}"))?;
         ip(&format!("link set {link} up"))?;
         let other = Site::new()?;
         let server = other.template("busybox")?.server("web1").start()?;
@@ -164,7 +167,8 @@ fn the_subnet_avoids_what_the_host_routes(site: &Site) -> Result<()> {
     })();
     ip(&format!("link delete {link}"))?;
     let second = tried?;
-    ensure!(first.octets()[..3] != second.octets()[..3], "{second} lies in a subnet that the host had already");
+    let network = |address: Ipv4Addr| u32::from(address) >> (32 - length);
+    ensure!(network(first) != network(second), "{second} lies in a subnet that the host had already");
     Ok(())
 }
 
@@ -184,7 +188,8 @@ fn several_addresses_are_all_there(site: &Site) -> Result<()> {
     let one = Ipv4Addr::from(octets);
     octets[3] = 92;
     let two = Ipv4Addr::from(octets);
-    let server = template.server("web1").with(&format!("--ip {one}/24 --ip {two}/24")).start()?;
+    let length = first.ipv4_length()?;
+    let server = template.server("web1").with(&format!("--ip {one}/{length} --ip {two}/{length}")).start()?;
     for address in [one, two] {
         ping(&first, &address.to_string())?;
     }

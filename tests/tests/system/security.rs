@@ -8,6 +8,7 @@ use nix::{
     sys::stat::{Mode, SFlag, mknod},
 };
 use system_tests::{
+    command::Invocation,
     promise::skip,
     promises,
     server::Running,
@@ -21,6 +22,7 @@ promises![
     files_on_disk_keep_plain_owners,
     capabilities_change_by_the_spec,
     a_command_from_outside_is_as_bound_as_init,
+    mounts_made_inside_stay_inside,
     writes_do_not_reach_the_template,
     a_privileged_server_has_no_ids_of_its_own;
     each of ["busybox", "debian-13"]:
@@ -316,6 +318,25 @@ fn no_environment_of_the_host_is_inside(site: &Site, template: &str) -> Result<(
     let told = server.sh("tr '\\0' '\\n' </proc/1/environ; sed 's/^/container=/' /run/host/container-manager")?;
     ensure!(told.contains("container="), "the guest is not told what it runs in: {told}");
     Ok(())
+}
+
+fn mounts_made_inside_stay_inside(site: &Site) -> Result<()> {
+    // As on most hosts, where systemd has made every mount a shared one.
+    let source = site.path("shared");
+    fs::create_dir_all(&source)?;
+    let mount = |words: &[&str]| Invocation::new("mount").args(words).args([&source]).succeed();
+    mount(&["-t", "tmpfs", "vsos-test"])?;
+    fs::create_dir(source.join("below"))?;
+    mount(&["--make-shared"])?;
+    let kept = (|| {
+        let server = site.template("busybox")?.server("web1").with(&format!("--mount {}:/srv", source.display()));
+        let server = server.start()?;
+        server.sh("mount -t tmpfs none /srv/below && touch /srv/below/inside")?;
+        ensure!(!source.join("below/inside").exists(), "a mount of the guest's is the host's too");
+        Ok(())
+    })();
+    Invocation::new("umount").args(["-R"]).args([&source]).succeed()?;
+    kept
 }
 
 fn writes_do_not_reach_the_template(site: &Site) -> Result<()> {

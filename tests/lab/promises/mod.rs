@@ -1,0 +1,117 @@
+//! Promises that one machine cannot keep by itself: they need its power, its shutdown, or a second machine.
+
+mod boot;
+mod pair;
+mod power;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use system_tests::{
+    lab::{Definition, Host, Image, Payload, Workshop, definition::Init},
+    promise::Skip,
+};
+
+use crate::outcome::{Outcome, Outcomes};
+
+/// The column of the table that these promises have.
+const COLUMN: &str = "lab";
+
+/// How many promises are kept at once: two emulated hosts fill two processors.
+const AT_ONCE: usize = 2;
+
+/// What a promise of the lab works with.
+pub struct Lab<'a> {
+    workshop: &'a Workshop,
+    payload: &'a Payload,
+    hosts: Vec<(&'a Definition, &'a Image)>,
+    /// How many hosts it has booted: each has a directory of its own.
+    booted: AtomicU32,
+}
+
+/// A promise of the lab.
+type Keep = fn(&Lab<'_>) -> Result<()>;
+
+const PROMISES: [(&str, Keep); 10] = [
+    ("power::what_a_command_confirmed_outlives_a_power_cut", power::what_a_command_confirmed_outlives_a_power_cut),
+    ("power::cut_at_any_step_doctor_mends_it", power::cut_at_any_step_doctor_mends_it),
+    ("power::a_server_with_autostart_runs_again_after_a_power_cut", power::a_server_with_autostart_runs_again),
+    ("boot::servers_come_up_and_go_down_with_the_host", boot::servers_come_up_and_go_down_with_the_host),
+    ("boot::systemd_and_servers_leave_each_other_alone", boot::systemd_and_servers_leave_each_other_alone),
+    ("boot::another_kernel_boots_the_same_servers", boot::another_kernel_boots_the_same_servers),
+    ("boot::a_suspended_server_outlives_the_boot_of_its_host", boot::a_suspended_server_outlives_the_boot_of_its_host),
+    ("boot::a_suspended_server_goes_on_under_another_kernel", boot::a_suspended_server_goes_on_under_another_kernel),
+    ("pair::two_hosts_reach_each_other_by_name", pair::two_hosts_reach_each_other_by_name),
+    ("pair::a_server_moves_between_two_hosts", pair::a_server_moves_between_two_hosts),
+];
+
+impl<'a> Lab<'a> {
+    /// The first host with `init` as its PID 1, booted.
+    fn host(&self, init: Init) -> Result<Host> {
+        let (definition, image) = self.found(|definition, _| definition.init == init)?;
+        let number = self.booted.fetch_add(1, Ordering::Relaxed);
+        Host::boot(self.workshop, definition, image, self.payload, &format!("promise-{}-{number}", definition.name))
+    }
+
+    fn found(&self, wanted: impl Fn(&Definition, &Image) -> bool) -> Result<(&'a Definition, &'a Image)> {
+        let found = self.hosts.iter().find(|(definition, image)| wanted(definition, image)).copied();
+        found.ok_or_else(|| Skip("no host of this run is fit for it; LAB=all has more".into()).into())
+    }
+}
+
+/// Keeps those whose names contain `filter`, some at once.
+///
+/// # Errors
+/// None that a promise causes: that is an outcome.
+pub fn keep(
+    workshop: &Workshop,
+    payload: &Payload,
+    hosts: &[Definition],
+    images: &[Image],
+    filter: &str,
+) -> Result<Outcomes> {
+    let lab = Lab { workshop, payload, hosts: hosts.iter().zip(images).collect(), booted: AtomicU32::new(0) };
+    let waiting = Mutex::new(PROMISES.iter().filter(|(name, _)| name.contains(filter)));
+    let outcomes = Mutex::new(Outcomes::default());
+    let work = || {
+        // Taken by a statement of its own: the lock is not held while it is kept.
+        let next = || lock(&waiting).next();
+        while let Some((name, keep)) = next() {
+            let outcome = kept(&lab, name, *keep);
+            lock(&outcomes).add(name, COLUMN, outcome);
+        }
+    };
+    std::thread::scope(|scope| (0..AT_ONCE).for_each(|_| drop(scope.spawn(work))));
+    Ok(outcomes.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// What is behind it, also after a panic of another thread, which the scope reports.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps one, and prints what came of it.
+fn kept(lab: &Lab<'_>, name: &str, keep: Keep) -> Outcome {
+    let began = Instant::now();
+    let outcome = match keep(lab).map_err(|error| error.downcast::<Skip>()) {
+        Ok(()) => Outcome::Passed,
+        Err(Ok(Skip(reason))) => Outcome::Skipped(reason),
+        Err(Err(error)) => Outcome::Failed(format!("{error:#}")),
+    };
+    println!("{:6.1} {COLUMN}: test {name} ... {outcome:?}", began.elapsed().as_secs_f64());
+    outcome
+}
+
+/// Builds the busybox template in a host that is new.
+fn prepare(host: &Host) -> Result<()> {
+    host.sh("vsctl template build busybox").context("build the template")?;
+    Ok(())
+}
+
+/// The JSON that a command in a host prints.
+fn json(host: &Host, command: &str) -> Result<serde_json::Value> {
+    let done = host.ssh(command).succeed()?;
+    done.json()
+}
