@@ -18,9 +18,10 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::Thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
@@ -44,7 +45,7 @@ pub enum Mode {
 }
 
 /// House-keeping is done this often while a server is being read.
-const TEND_MS: i64 = 1_000;
+const TEND_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs a worker until the file system is unmounted.
 pub fn run(run: &Path) -> anyhow::Result<()> {
@@ -86,9 +87,14 @@ pub fn run(run: &Path) -> anyhow::Result<()> {
         .name("deadlines".to_owned())
         .spawn(move || watching.keep_deadlines())
         .context("start the thread for deadlines")?;
+    let (seen, known) = (host.clone(), servers.clone());
+    let keeper = std::thread::Builder::new()
+        .name("house-keeping".to_owned())
+        .spawn(move || keep_house(&seen, &known))
+        .context("start the thread for house-keeping")?;
     std::thread::Builder::new()
         .name("control".to_owned())
-        .spawn(move || control_loop(&control, &host, &servers, &progress, &answers))
+        .spawn(move || control_loop(&control, &progress, &answers, keeper.thread()))
         .context("start the control thread")?;
     session.run().context("serve")
 }
@@ -98,39 +104,40 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4)
 }
 
-/// Answers pings and keeps house. Ends the process when the supervisor is gone.
-fn control_loop(control: &OwnedFd, host: &Host, servers: &Servers, progress: &Progress, answers: &Answers) {
+/// Answers pings. Ends the process when the supervisor is gone. Asks the kernel for no figures, which it might keep waiting for.
+fn control_loop(control: &OwnedFd, progress: &Progress, answers: &Answers, keeper: &Thread) {
     let mut message = [0_u8; 8192];
-    let mut tended_ms = 0;
     loop {
-        // A quiet worker sleeps until it is pinged.
-        let timeout = (!servers.is_quiet()).then_some(Timespec { tv_sec: TEND_MS / 1000, tv_nsec: 0 });
-        let mut wanted = [PollFd::new(control, PollFlags::IN)];
-        let ready = poll(&mut wanted, timeout.as_ref()).unwrap_or(0) > 0;
-        let now = Now::read();
-        if ready {
-            match kernel::channel::receive(control.as_fd(), &mut message) {
-                Ok((0, _)) => std::process::exit(1),
-                Ok((length, descriptors)) if !descriptors.is_empty() => {
-                    for (number, server, listener, slot) in
-                        parking::lines(&message[..length], descriptors).unwrap_or_default()
-                    {
-                        answers.add(number, server, listener, &slot);
-                    }
+        match kernel::channel::receive(control.as_fd(), &mut message) {
+            Ok((0, _)) => std::process::exit(1),
+            Ok((length, descriptors)) if !descriptors.is_empty() => {
+                for (number, server, listener, slot) in
+                    parking::lines(&message[..length], descriptors).unwrap_or_default()
+                {
+                    answers.add(number, server, listener, &slot);
                 }
-                Ok(_) => {
-                    // Threads that have nobody to answer any more do no harm, until they are all.
-                    let oldest_ms = if progress.overdue() >= threads() { u64::MAX } else { progress.oldest_ms(now) };
-                    let pong = [b"pong", &oldest_ms.to_ne_bytes()[..]].concat();
-                    let _ = send(control, &pong, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-                }
-                Err(error) => log::error!("hear the supervisor: {error}"),
             }
+            Ok(_) => {
+                // Threads that have nobody to answer any more do no harm, until they are all.
+                let is_stuck = progress.overdue() >= threads();
+                let oldest_ms = if is_stuck { u64::MAX } else { progress.oldest_ms(Now::read()) };
+                let pong = [b"pong", &oldest_ms.to_ne_bytes()[..]].concat();
+                let _ = send(control, &pong, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+                keeper.unpark();
+            }
+            Err(error) => log::error!("hear the supervisor: {error}"),
         }
-        if now.boottime_ms().saturating_sub(tended_ms) >= TEND_MS as u64 {
-            servers.tend(host, now);
-            tended_ms = now.boottime_ms();
+    }
+}
+
+/// Takes samples and closes what nobody reads, without end: at each ping, and more often while a server is being read.
+fn keep_house(host: &Host, servers: &Servers) {
+    loop {
+        if servers.is_quiet() {
+            std::thread::park();
         }
+        std::thread::sleep(TEND_INTERVAL);
+        servers.tend(host, Now::read());
     }
 }
 

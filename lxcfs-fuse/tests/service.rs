@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     if let Some(missing) = missing {
         eprintln!("ignored: {missing}");
     }
-    let tests: [(&str, fn()); 18] = [
+    let tests: [(&str, fn()); 19] = [
         ("every_file_of_a_registered_server_can_be_read", every_file_of_a_registered_server_can_be_read),
         ("sendfile_never_says_that_a_file_is_empty", sendfile_never_says_that_a_file_is_empty),
         ("a_server_sees_its_limits_as_they_are_now", a_server_sees_its_limits_as_they_are_now),
@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         ("a_program_that_cannot_follow_does_not_get_the_place", a_program_that_cannot_follow_does_not_get_the_place),
         ("an_open_file_outlives_its_worker", an_open_file_outlives_its_worker),
         ("a_kernel_that_does_not_answer_keeps_no_reader", a_kernel_that_does_not_answer_keeps_no_reader),
+        ("a_kernel_that_does_not_answer_makes_no_worker_hang", a_kernel_that_does_not_answer_makes_no_worker_hang),
         ("a_worker_that_hangs_is_replaced", a_worker_that_hangs_is_replaced),
         ("a_service_that_cannot_come_back_lets_its_readers_go", a_service_that_cannot_come_back_lets_its_readers_go),
         ("a_killed_supervisor_is_cleaned_up_by_the_next_serve", a_killed_supervisor_is_cleaned_up_by_the_next_serve),
@@ -405,6 +406,25 @@ fn a_kernel_that_does_not_answer_keeps_no_reader() {
     assert!(stage.log().contains("server 2: the kernel keeps proc/meminfo waiting"), "{}", stage.log());
 }
 
+fn a_kernel_that_does_not_answer_makes_no_worker_hang() {
+    let stage = serving();
+    let slow = SlowGroup::mount();
+    std::fs::write(
+        stage.registration(2),
+        format!("name = \"slow\"\nstarted_boottime_ns = 1\n\n[cgroup]\nunified = {:?}\n", slow.path()),
+    )
+    .expect("register a server");
+    // From now on its load is sampled every five seconds.
+    std::fs::read(stage.run().join("mount/2/proc/loadavg")).expect("read while the kernel answers");
+    let worker = stage.worker();
+    slow.hold(true);
+    // Until a sample waits, and then for as long as a worker may be silent.
+    std::thread::sleep(Duration::from_secs(6 + 10 + 3));
+    assert_eq!(stage.worker(), worker, "it was replaced: {}", stage.log());
+    assert!(slow.is_asked(), "no sample was taken");
+    std::fs::read(stage.file("proc/loadavg")).expect("read of another server");
+}
+
 /// A directory that looks like a control group, whose figures can be held back.
 struct SlowGroup {
     directory: tempfile::TempDir,
@@ -416,13 +436,14 @@ struct SlowGroup {
 #[derive(Default)]
 struct Held {
     is_held: bool,
+    is_asked: bool,
     bytes: u64,
 }
 
 impl SlowGroup {
     fn mount() -> SlowGroup {
         let directory = tempfile::tempdir().expect("make a directory");
-        let state = Arc::new((Mutex::new(Held { is_held: false, bytes: 1 << 20 }), Condvar::new()));
+        let state = Arc::new((Mutex::new(Held { bytes: 1 << 20, ..Held::default() }), Condvar::new()));
         let mut config = fuser::Config::default();
         config.n_threads = Some(4);
         let session = fuser::Session::new(SlowFiles(state.clone()), directory.path(), &config).expect("mount");
@@ -436,6 +457,11 @@ impl SlowGroup {
     fn hold(&self, is_held: bool) {
         self.state.0.lock().expect("lock").is_held = is_held;
         self.state.1.notify_all();
+    }
+
+    /// Whether a reader has come while figures were held back.
+    fn is_asked(&self) -> bool {
+        self.state.0.lock().expect("lock").is_asked
     }
 
     fn set(&self, bytes: u64) {
@@ -453,8 +479,15 @@ impl Drop for SlowGroup {
 struct SlowFiles(Arc<(Mutex<Held>, Condvar)>);
 
 impl SlowFiles {
-    const NAMES: [&str; 6] =
-        ["memory.max", "memory.current", "memory.stat", "memory.swap.max", "memory.swap.current", "cgroup.controllers"];
+    const NAMES: [&str; 7] = [
+        "memory.max",
+        "memory.current",
+        "memory.stat",
+        "memory.swap.max",
+        "memory.swap.current",
+        "cgroup.controllers",
+        "cpu.stat",
+    ];
 
     fn attributes(inode: u64) -> fuser::FileAttr {
         let is_file = inode > 1;
@@ -512,13 +545,15 @@ impl fuser::Filesystem for SlowFiles {
         _: Option<fuser::LockOwner>,
         reply: fuser::ReplyData,
     ) {
-        let held = self.0.0.lock().expect("lock");
+        let mut held = self.0.0.lock().expect("lock");
+        held.is_asked |= held.is_held;
         let state = self.0.1.wait_while(held, |state| state.is_held).expect("wait");
         let text = match Self::NAMES[inode.0 as usize - 2] {
             "memory.max" => format!("{}\n", 64 << 20),
             "memory.current" => format!("{}\n", state.bytes),
             "memory.stat" => format!("anon {}\nfile 0\n", state.bytes),
             "cgroup.controllers" => "memory\n".to_owned(),
+            "cpu.stat" => "usage_usec 7\nuser_usec 4\nsystem_usec 3\n".to_owned(),
             _ => "0\n".to_owned(),
         };
         reply.data(text.as_bytes().get(offset as usize..).unwrap_or_default());
