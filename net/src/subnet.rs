@@ -72,11 +72,11 @@ pub fn host_address(net: IpNet, n: u32) -> Option<IpAddr> {
     }
 }
 
-/// A locally administered address: `seed` tells installations apart, `id` (below 2^24) the interfaces of one.
-pub fn mac_for(id: u32, seed: u16) -> Mac {
-    let [high, low] = seed.to_be_bytes();
-    let [_, a, b, c] = id.to_be_bytes();
-    Mac([0x02, high, low, a, b, c])
+/// A locally administered unicast address (IEEE 802, clause 8.4) that is made of `bits`: those of who shall never have another's.
+pub fn local_mac(bits: [u8; 6]) -> Mac {
+    let [first, rest @ ..] = bits;
+    let [a, b, c, d, e] = rest;
+    Mac([first & !0x03 | 0x02, a, b, c, d, e])
 }
 
 #[cfg(test)]
@@ -149,10 +149,9 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_interfaces_are_local_and_unicast() {
-        assert_eq!(mac_for(7, 0x1a2b).to_string(), "02:1a:2b:00:00:07");
-        assert_ne!(mac_for(7, 1), mac_for(7, 2));
-        assert_ne!(mac_for(1, 7), mac_for(2, 7));
+    fn made_addresses_are_local_and_of_one_station() {
+        assert_eq!(local_mac([0xff, 1, 2, 3, 4, 5]).to_string(), "fe:01:02:03:04:05");
+        assert_eq!(local_mac([0, 0, 0, 0, 0, 7]).to_string(), "02:00:00:00:00:07");
     }
 
     proptest! {

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use net::{Mac, Netlink};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::failure::{Exit, Failure};
 use crate::name::Name;
@@ -113,9 +114,17 @@ fn numbered(net: IpNet, number: u32) -> Option<IpNet> {
     IpNet::new(address, net.prefix_len()).ok()
 }
 
-/// The MAC address of eth0 in server `id`; `None` is the bridge's own.
-pub fn mac(site: &Site, id: Option<u32>) -> Mac {
-    net::subnet::mac_for(id.unwrap_or(0), site.seed() as u16)
+/// The MAC address of eth0 in the server `uuid`: it keeps it wherever it goes, so that no neighbour has to learn another.
+pub fn mac(uuid: &str) -> Mac {
+    let digest: [u8; 32] = Sha256::digest(uuid).into();
+    let [a, b, c, d, e, f, ..] = digest;
+    net::subnet::local_mac([a, b, c, d, e, f])
+}
+
+/// The MAC address of the bridge.
+pub fn bridge_mac(site: &Site) -> Mac {
+    let [_, _, high, low] = site.seed().to_be_bytes();
+    net::subnet::local_mac([0x02, high, low, 0, 0, 0])
 }
 
 /// The file that says who has `address`.

@@ -234,7 +234,7 @@ impl Site {
         }
     }
 
-    /// What makes MAC addresses of two installations differ.
+    /// What makes ids and bridges of two installations on one host differ.
     pub fn seed(&self) -> u32 {
         self.suffix.as_deref().map_or(0, |suffix| u32::from_str_radix(suffix, 16).unwrap_or_default())
     }

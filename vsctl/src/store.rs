@@ -27,9 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Record {
     /// Version of this file's layout.
     pub version: u32,
-    /// The server's number (≥ 1): its ids, link and MAC address derive from it.
+    /// The server's number (≥ 1): its ids on this host and the name of its link derive from it.
     pub id: u32,
-    /// Identity of the server for life, as `machine-id` wants it.
+    /// Identity of the server for life, as `machine-id` wants it; its MAC address derives from it.
     pub uuid: String,
     /// Seconds since 1970.
     pub created_s: u64,

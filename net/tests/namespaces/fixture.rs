@@ -127,7 +127,7 @@ fn with_length(address: IpAddr) -> IpNet {
 impl Site {
     pub fn new() -> Self {
         let host = Netlink::open().unwrap();
-        host.create_bridge(BRIDGE, Some(subnet::mac_for(0, 1))).unwrap();
+        host.create_bridge(BRIDGE, Some(subnet::local_mac([2, 0, 1, 0, 0, 0]))).unwrap();
         for family in [V4, V6] {
             let gateway = subnet::host_address(net(family), 1).unwrap();
             host.add_address(BRIDGE, with_length(gateway)).unwrap();
@@ -158,11 +158,15 @@ impl Site {
     }
 }
 
+fn mac(number: u32) -> Mac {
+    subnet::local_mac([2, 0, 1, 0, 0, number as u8])
+}
+
 fn guest(host: &Netlink, number: u32) -> Guest {
     let guest = Guest {
         namespace: Namespace::new(),
         port: format!("{PREFIX}{number}"),
-        mac: subnet::mac_for(number, 1),
+        mac: mac(number),
         v4: subnet::host_address(net(V4), number).unwrap(),
         v6: subnet::host_address(net(V6), number).unwrap(),
     };

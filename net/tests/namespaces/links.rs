@@ -94,7 +94,7 @@ fn a_link_is_described() {
 
 fn a_veth_is_born_where_it_belongs() {
     let (host, guest) = (Netlink::open().unwrap(), Namespace::new());
-    let [near, far] = [1, 2].map(|id| subnet::mac_for(id, 9));
+    let [near, far] = [1, 2].map(|id| subnet::local_mac([2, 0, 9, 0, 0, id]));
     host.create_veth(&Veth { mac: Some(near), mtu: Some(1400), peer_mac: Some(far), ..veth("nt-9", &guest) }).unwrap();
     let port = host.link("nt-9").unwrap().unwrap();
     assert_eq!((port.mac, port.mtu, port.up, port.master), (Some(near), 1400, false, None));
@@ -172,7 +172,7 @@ fn addresses_and_routes() {
 
 fn a_bridge_keeps_its_address() {
     let site = Site::new();
-    let wanted = Some(subnet::mac_for(0, 1));
+    let wanted = Some(subnet::local_mac([2, 0, 1, 0, 0, 0]));
     assert_eq!(site.host.link(BRIDGE).unwrap().unwrap().mac, wanted);
     site.host.delete_link(&site.a.port).unwrap();
     assert_eq!(site.host.link(BRIDGE).unwrap().unwrap().mac, wanted);

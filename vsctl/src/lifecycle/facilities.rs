@@ -21,7 +21,7 @@ use super::step::Step;
 use super::world::World;
 use super::{calls, execute};
 use crate::failure::{Exit, Failure};
-use crate::network::{Networks, mac};
+use crate::network::{Networks, bridge_mac};
 use crate::site::Site;
 use crate::store;
 
@@ -215,7 +215,7 @@ impl Facilities<'_> {
             FacilityStep::View { directory: lxcfs },
             FacilityStep::Bridge {
                 name: site.bridge(),
-                mac: mac(site, None).to_string(),
+                mac: bridge_mac(site).to_string(),
                 addresses: networks.gateways(),
             },
             FacilityStep::Firewall { table: site.table() },

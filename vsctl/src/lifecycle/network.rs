@@ -66,7 +66,7 @@ pub fn plan(site: &Site, networks: &Networks, server: &Server) -> Vec<Step> {
         return vec![configure];
     }
     let link = site.link(server.record.id);
-    let guest_mac = mac(site, Some(server.record.id)).to_string();
+    let guest_mac = mac(&server.record.uuid).to_string();
     let create = NetworkStep::CreateLink { link: link.clone(), bridge: site.bridge(), guest_mac: guest_mac.clone() };
     let bind = NetworkStep::BindPort { table: site.table(), link, guest_mac, addresses };
     // A guarded port without a binding sends nothing, so the order is free; undone in this one, the slow removal of the
