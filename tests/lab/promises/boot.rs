@@ -88,20 +88,26 @@ const COUNT: &str = "setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i >/run/ne
 
 /// A server of `host` that counts, and goes to the disk when the host is shut down.
 fn counts(host: &Host) -> Result<()> {
-    prepare(host)?;
     host.sh("mkdir -p /etc/vsos && echo 'stop_mode = \"suspend\"' >/etc/vsos/vsos.toml")?;
+    prepare(host)?;
     host.sh("vsctl create web1 --template busybox --migratable --start")?;
+    count(host)
+}
+
+/// Lets the server `web1` count.
+pub fn count(host: &Host) -> Result<()> {
     host.put("/tmp/count", COUNT.as_bytes())?;
     host.sh("vsctl push web1 /tmp/count /root/count && vsctl exec web1 -- sh /root/count")?;
     eventually("a count", LIMIT, || counted(host).ok()).map(drop)
 }
 
-fn counted(host: &Host) -> Result<u64> {
+/// How far it has counted.
+pub fn counted(host: &Host) -> Result<u64> {
     Ok(host.sh("vsctl exec web1 -- cat /run/count")?.trim().parse()?)
 }
 
 /// It counts on from what it had counted, and more slowly than one that begins anew could.
-fn counts_on(host: &Host, before: u64) -> Result<()> {
+pub fn counts_on(host: &Host, before: u64) -> Result<()> {
     let now = counted(host)?;
     ensure!(now >= before, "it has counted {now}, and had counted {before}");
     eventually("more", LIMIT, || counted(host).ok().filter(|later| *later > now)).map(drop)

@@ -34,7 +34,7 @@ pub struct Lab<'a> {
 /// A promise of the lab.
 type Keep = fn(&Lab<'_>) -> Result<()>;
 
-const PROMISES: [(&str, Keep); 10] = [
+const PROMISES: [(&str, Keep); 11] = [
     ("power::what_a_command_confirmed_outlives_a_power_cut", power::what_a_command_confirmed_outlives_a_power_cut),
     ("power::cut_at_any_step_doctor_mends_it", power::cut_at_any_step_doctor_mends_it),
     ("power::a_server_with_autostart_runs_again_after_a_power_cut", power::a_server_with_autostart_runs_again),
@@ -45,6 +45,7 @@ const PROMISES: [(&str, Keep); 10] = [
     ("boot::a_suspended_server_goes_on_under_another_kernel", boot::a_suspended_server_goes_on_under_another_kernel),
     ("pair::two_hosts_reach_each_other_by_name", pair::two_hosts_reach_each_other_by_name),
     ("pair::a_server_moves_between_two_hosts", pair::a_server_moves_between_two_hosts),
+    ("pair::a_running_server_goes_on_at_another_host", pair::a_running_server_goes_on_at_another_host),
 ];
 
 impl<'a> Lab<'a> {

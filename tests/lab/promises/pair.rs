@@ -8,7 +8,11 @@ use system_tests::{
     lab::{Host, definition::Init, pair},
 };
 
-use super::{Lab, json, prepare};
+use super::{
+    Lab,
+    boot::{count, counted, counts_on},
+    json, prepare,
+};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -29,13 +33,22 @@ pub fn two_hosts_reach_each_other_by_name(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
+/// The same networks on both hosts.
+const NETWORKS: &str =
+    "mkdir -p /etc/vsos && printf 'ipv4 = \"10.77.0.0/24\"\nipv6 = \"fd77::/64\"\n' >/etc/vsos/vsos.toml";
+
+/// As docs/migration.md says it.
+const SEND_TEMPLATE: &str = "tar -C /var/lib/vsos/templates --format=posix --numeric-owner --xattrs --xattrs-include='*' -cf - busybox | \
+          ssh b 'mkdir -p -m 700 /var/lib/vsos/templates && \
+                 tar -C /var/lib/vsos/templates --numeric-owner --xattrs --xattrs-include=\\* -xpf -'";
+
 /// By ssh, with a template that was copied as the documentation says; and back. Then the current of its host is cut when that has
 /// given the server up, and has not said so.
 pub fn a_server_moves_between_two_hosts(lab: &Lab<'_>) -> Result<()> {
     let (definition, image) = lab.found(|definition, _| definition.init == Init::Minimal)?;
     let [mut a, b] = pair(lab.workshop, definition, image, lab.payload)?;
     for host in [&a, &b] {
-        host.sh("mkdir -p /etc/vsos && printf 'ipv4 = \"10.77.0.0/24\"\nipv6 = \"fd77::/64\"\n' >/etc/vsos/vsos.toml")?;
+        host.sh(NETWORKS)?;
     }
     prepare(&a)?;
     a.sh(
@@ -43,11 +56,7 @@ pub fn a_server_moves_between_two_hosts(lab: &Lab<'_>) -> Result<()> {
     )?;
     let refused = a.run("vsctl migrate web1 b --offline --dry-run")?;
     ensure!(refused.code == 91 && refused.errors().contains("no template 'busybox'"), "{refused}");
-    a.sh(
-        "tar -C /var/lib/vsos/templates --format=posix --numeric-owner --xattrs --xattrs-include='*' -cf - busybox | \
-          ssh b 'mkdir -p -m 700 /var/lib/vsos/templates && \
-                 tar -C /var/lib/vsos/templates --numeric-owner --xattrs --xattrs-include=\\* -xpf -'",
-    )?;
+    a.sh(SEND_TEMPLATE)?;
     a.sh("vsctl migrate web1 b --offline").context("move it to b")?;
     is_at(&b, &a)?;
     b.sh("vsctl migrate web1 a --offline").context("move it back to a")?;
@@ -78,5 +87,98 @@ fn is_at(host: &Host, other: &Host) -> Result<()> {
         let found = host.run("vsctl doctor")?;
         ensure!(found.text().contains("nothing was left behind"), "{found}");
     }
+    Ok(())
+}
+
+/// Suspended, moved and restored, with what it has in memory; and whatever fails or is killed on the way, it goes on at one host.
+pub fn a_running_server_goes_on_at_another_host(lab: &Lab<'_>) -> Result<()> {
+    let (definition, image) = lab.found(|definition, _| definition.init == Init::Systemd)?;
+    let [a, b] = pair(lab.workshop, definition, image, lab.payload)?;
+    for host in [&a, &b] {
+        host.sh(NETWORKS)?;
+    }
+    prepare(&a)?;
+    a.sh(SEND_TEMPLATE)?;
+    // It has the first number there, and so the ids on the host that ours has here.
+    b.sh("vsctl create other --template busybox --ip 10.77.0.200/24")?;
+    let flags = "--template busybox --migratable --memory 64M --ip 10.77.0.9/24 --ip fd77::9/64";
+    a.sh(&format!("vsctl create web1 {flags} --start"))?;
+    count(&a)?;
+    const MOVE: &str = "vsctl migrate web1 b --near-live";
+    let tried = a.sh(&format!("{MOVE} --dry-run"))?;
+    ensure!(tried.contains("goes on there"), "{tried}");
+    for moment in 3..=6 {
+        let before = counted(&a)?;
+        let failed = a.run(&format!("VSOS_FAULT=migrate:{moment}:fail {MOVE}"))?;
+        ensure!(failed.code != 0 && failed.errors().contains("runs here again"), "moment {moment}: {failed}");
+        counts_on(&a, before).with_context(|| format!("failed at moment {moment}"))?;
+        nothing_at(&b)?;
+    }
+    // The fourth moment of the other side: before it brings the processes back.
+    b.sh("printf '#!/bin/sh\nexport VSOS_FAULT=migrate-receive:5:fail\nexec vsctl \"$@\"\n' >/root/faulty; chmod +x /root/faulty")?;
+    a.sh("printf '#!/bin/sh\nexec ssh \"$1\" /root/faulty \"$3\"\n' >/root/shell; chmod +x /root/shell")?;
+    a.sh("cp /etc/vsos/vsos.toml /root/good; printf '[migrate]\nshell = [\"/root/shell\"]\n' >>/etc/vsos/vsos.toml")?;
+    let before = counted(&a)?;
+    let failed = a.run(MOVE)?;
+    ensure!(failed.errors().contains("migrate-receive:5") && failed.errors().contains("runs here again"), "{failed}");
+    counts_on(&a, before).context("failed at the other side")?;
+    nothing_at(&b)?;
+    a.sh("mv /root/good /etc/vsos/vsos.toml")?;
+    // Its processes are there, whole, when the command that moves them is killed.
+    let before = counted(&a)?;
+    let killed = a.run(&format!("VSOS_FAULT=migrate:6:kill {MOVE}"))?;
+    ensure!(killed.code != 0, "it was not killed: {killed}");
+    ensure!(json(&a, "vsctl status web1 --json")?["state"] == "suspended");
+    eventually("the other side to take the processes back", LIMIT, || {
+        b.run("grep -q . /sys/fs/cgroup/vsos/web1/cgroup.procs").ok().filter(|found| found.code != 0)
+    })?;
+    ensure!(json(&b, "vsctl status web1 --json")?["state"] == "incoming");
+    a.sh("vsctl migrate web1 b --abort && vsctl resume web1")?;
+    counts_on(&a, before).context("killed when it was whole there")?;
+    nothing_at(&b)?;
+    let seen = "vsctl exec web1 -- sh -c 'cat /sys/class/net/eth0/address; ip -o address show dev eth0 scope global | sed s/valid.*//; ip route'";
+    let uptime = |host: &Host| -> Result<f64> {
+        let text = host.sh("vsctl exec web1 -- cut -d' ' -f1 /proc/uptime")?;
+        text.trim().parse().with_context(|| format!("an uptime: {text:?}"))
+    };
+    for (from, to, name) in [(&a, &b, "b"), (&b, &a, "a")] {
+        let (before, looks, up) = (counted(from)?, from.sh(seen)?, uptime(from)?);
+        from.sh(&format!("vsctl migrate web1 {name} --near-live")).with_context(|| format!("move it to {name}"))?;
+        counts_on(to, before).with_context(|| format!("at {name}"))?;
+        ensure!(to.sh(seen)? == looks, "it looked so: {looks}; and now: {}", to.sh(seen)?);
+        ensure!(uptime(to)? >= up, "its uptime went back from {up}");
+        // Its ids are those of its number here.
+        let pid = json(to, "vsctl status web1 --json")?["pid"].clone();
+        let first = json(to, "vsctl show web1 --json")?["on_host"]["first_id"].to_string();
+        let map = to.sh(&format!("cat /proc/{pid}/uid_map"))?;
+        ensure!(map.split_whitespace().nth(1) == Some(&first), "{map} does not begin at {first}");
+        to.sh("vsctl exec web1 -- ping -c 1 -w 20 10.77.0.1")?;
+        let left = from.sh("vsctl list -a -H -o name | grep -v other; true")?;
+        ensure!(left.is_empty(), "left at the other host: {left}");
+        for host in [&a, &b] {
+            let found = host.run("vsctl doctor")?;
+            ensure!(found.text().contains("nothing was left behind"), "{found}");
+        }
+    }
+    // Given up, and not told: it goes on there from the images.
+    let before = counted(&a)?;
+    let killed = a.run(&format!("VSOS_FAULT=migrate:7:kill {MOVE}"))?;
+    ensure!(killed.code != 0 && json(&a, "vsctl status web1 --json")?["state"] == "moved", "{killed}");
+    a.sh("vsctl migrate web1 b --continue")?;
+    counts_on(&b, before).context("after --continue")?;
+    // Suspended it moves as it is, and boots anew where that is wanted.
+    b.sh("vsctl suspend web1 && vsctl migrate web1 a --offline")?;
+    ensure!(json(&a, "vsctl status web1 --json")?["state"] == "suspended");
+    a.sh("vsctl resume web1")?;
+    counts_on(&a, before).context("moved while it was suspended")
+}
+
+/// Nothing of `web1` is at `host`.
+fn nothing_at(host: &Host) -> Result<()> {
+    let found = host.run("vsctl doctor")?;
+    ensure!(found.text().contains("nothing was left behind"), "{found}");
+    let left =
+        host.sh("vsctl list -a -H -o name; ls /var/lib/vsos/addresses; ls /sys/fs/cgroup/vsos 2>/dev/null || :")?;
+    ensure!(!left.contains("web1") && !left.contains("10.77.0.9"), "left: {left}");
     Ok(())
 }

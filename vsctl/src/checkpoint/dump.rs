@@ -66,10 +66,8 @@ impl<'a> Subject<'a> {
     /// # Errors
     /// What CRIU, the kernel or `commit` says, and what has become of the server.
     pub fn dump(&self, images: &Path, then: Then, commit: impl Fn(Manifest) -> Result<()>) -> Result<()> {
-        // What a server has in its memory is nobody's business; but CRIU reads it again as root of the host, and then as the server's.
-        let group = Some(self.server.first_id(self.site).unwrap_or(0));
-        let made = DirBuilder::new().mode(0o710).create(images).and_then(|()| chown(images, Some(0), group));
-        made.with_context(|| format!("make {}", images.display()))?;
+        DirBuilder::new().mode(0o710).create(images).with_context(|| format!("make {}", images.display()))?;
+        give_to_server(images, self.server.first_id(self.site))?;
         // Told first, so that it leaves the taking back to us; should we fail, it watches on.
         let handed = match then {
             Then::End => Some(monitor::hand_over(self.site, &self.server.name)?),
@@ -184,6 +182,15 @@ impl<'a> Subject<'a> {
             format!("cannot put '{name}' on the disk, nor let it go on (`vsctl doctor --fix`: {error:#})")
         })
     }
+}
+
+/// Lets a server with ids from `first` up pass through the directory of its images. What it has in its memory is nobody's business; but
+/// CRIU reads it again as root of the host, and then as the server's.
+///
+/// # Errors
+/// When the directory is not there.
+pub(super) fn give_to_server(images: &Path, first: Option<u32>) -> Result<()> {
+    chown(images, Some(0), Some(first.unwrap_or(0))).with_context(|| format!("give {} away", images.display()))
 }
 
 fn check_running(site: &Site, name: &Name) -> Result<()> {

@@ -95,24 +95,47 @@ impl Manifest {
     /// # Errors
     /// The first that is missing, cut or changed.
     pub fn verify(&self, directory: &Path, hint: &str) -> Result<()> {
-        for (name, expected) in &self.files {
-            let damaged = |how: &str| {
-                let message =
-                    format!("the checkpoint of '{}' is damaged: {} {how}", self.name, directory.join(name).display());
-                Failure::new(Exit::Failed, message).hint(hint)
-            };
-            let found = match Image::of(&directory.join(name)) {
-                Ok(found) => found,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(damaged("is missing").into()),
-                Err(error) => return Err(error).with_context(|| format!("read {}", directory.join(name).display())),
-            };
-            if found.bytes != expected.bytes {
-                return Err(damaged(&format!("has {} bytes and had {}", found.bytes, expected.bytes)).into());
-            }
-            if found != *expected {
-                return Err(damaged("has other contents than it had").into());
+        for name in self.files.keys() {
+            if let Some(damaged) = self.damage(directory, name)? {
+                return Err(damaged.hint(hint).into());
             }
         }
+        Ok(())
+    }
+
+    /// What is wrong with the image `name` in `directory`: whether it is missing, cut or changed.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn damage(&self, directory: &Path, name: &str) -> Result<Option<Failure>> {
+        let file = directory.join(name);
+        let damaged = |how: &str| {
+            let message = format!("the checkpoint of '{}' is damaged: {} {how}", self.name, file.display());
+            Ok(Some(Failure::new(Exit::Failed, message)))
+        };
+        let Some(expected) = self.files.get(name) else { return damaged("is not listed") };
+        let found = match Image::of(&file) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return damaged("is missing"),
+            Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
+        };
+        if found.bytes != expected.bytes {
+            return damaged(&format!("has {} bytes and had {}", found.bytes, expected.bytes));
+        }
+        if found != *expected {
+            return damaged("has other contents than it had");
+        }
+        Ok(None)
+    }
+
+    /// Writes down the image `name` in `directory` as it is now.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn note(&mut self, directory: &Path, name: &str) -> Result<()> {
+        let file = directory.join(name);
+        let image = Image::of(&file).with_context(|| format!("read {}", file.display()))?;
+        self.files.insert(name.to_owned(), image);
         Ok(())
     }
 
@@ -120,10 +143,31 @@ impl Manifest {
     pub fn bytes(&self) -> u64 {
         self.files.values().map(|image| image.bytes).sum()
     }
+
+    #[cfg(test)]
+    pub(super) fn example() -> Self {
+        Self {
+            version: VERSION,
+            name: "web1".into(),
+            uuid: "0".into(),
+            created_s: 1,
+            age_ns: 2,
+            template_digest: "d".into(),
+            with_host: false,
+            kernel: "6.12".into(),
+            criu: "4.1.1".into(),
+            groups: Vec::new(),
+            files: BTreeMap::new(),
+        }
+    }
 }
 
 impl Image {
-    fn of(file: &Path) -> io::Result<Self> {
+    /// Length and checksum of a file.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn of(file: &Path) -> io::Result<Self> {
         let mut file = File::open(file)?;
         let mut hash = Sha256::new();
         let bytes = io::copy(&mut file, &mut hash)?;
@@ -156,19 +200,7 @@ mod tests {
         fs::write(directory.path().join("pages-1.img"), [7_u8; 5000]).unwrap();
         fs::write(directory.path().join("core-1.img"), "core").unwrap();
         fs::write(directory.path().join("stats-dump"), "no image").unwrap();
-        let manifest = Manifest {
-            version: VERSION,
-            name: "web1".into(),
-            uuid: "0".into(),
-            created_s: 1,
-            age_ns: 2,
-            template_digest: "d".into(),
-            with_host: false,
-            kernel: "6.12".into(),
-            criu: "4.1.1".into(),
-            groups: Vec::new(),
-            files: survey(directory.path()).unwrap(),
-        };
+        let manifest = Manifest { files: survey(directory.path()).unwrap(), ..Manifest::example() };
         manifest.seal(directory.path()).unwrap();
         (directory, manifest)
     }

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dump::{Subject, Then};
 use super::image::Manifest;
-use super::{check_fits, clear, criu, resume_locked, version};
+use super::{check_fits, clear, criu, resume_held, version};
 use crate::edit;
 use crate::events::{self, Kind};
 use crate::failure::{Exit, Failure};
@@ -446,7 +446,7 @@ pub fn restore(site: &Site, name: &Name, label: &Name, discard: bool) -> Result<
     }
     if kept.has_memory() {
         let suspended = || format!("'{name}' is suspended as it was at '{label}'");
-        resume_locked(site, name, lock).with_context(suspended)?;
+        resume_held(site, name, lock).with_context(suspended)?;
     }
     Ok(())
 }

@@ -15,6 +15,7 @@
 
 mod blockers;
 mod dump;
+mod ids;
 mod image;
 pub mod kept;
 
@@ -31,7 +32,7 @@ use crate::failure::{Exit, Failure};
 use crate::lifecycle::batch::Batch;
 use crate::lifecycle::facilities::Facilities;
 use crate::lifecycle::restore::{self, Image};
-use crate::lifecycle::start;
+use crate::lifecycle::start::{self, Starting};
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::{boot, network};
 use crate::name::Name;
@@ -43,7 +44,7 @@ use crate::volume;
 use dump::Subject;
 
 pub use dump::Then;
-pub use image::Manifest;
+pub use image::{Image as Sum, Manifest};
 
 /// What the directory of images is called beside its name until they are whole.
 const UNFINISHED: &str = "new";
@@ -54,12 +55,20 @@ const UNFINISHED: &str = "new";
 /// Exit 31 when it does not run, 5 when it cannot be dumped; then it goes on.
 pub fn suspend(site: &Site, name: &Name, with_host: bool) -> Result<()> {
     let lock = store::lock(site, name)?;
-    let server = store::load(site, name)?;
+    suspend_held(site, &store::load(site, name)?, with_host, &lock)
+}
+
+/// [`suspend`] of a server whose lock the caller holds.
+///
+/// # Errors
+/// As [`suspend`].
+pub fn suspend_held(site: &Site, server: &Server, with_host: bool, lock: &Flock) -> Result<()> {
+    let name = &server.name;
     let directory = state::suspended_directory(site, name).with_extension(UNFINISHED);
-    let subject = Subject::find(site, &server, &lock)?;
+    let subject = Subject::find(site, server, lock)?;
     clear(site, name)?;
     subject.dump(&directory, Then::End, |manifest| {
-        commit(site, &server, &directory, &Manifest { with_host, ..manifest })
+        commit(site, server, &directory, &Manifest { with_host, ..manifest })
     })?;
     events::note(site, name, events::Kind::Suspended);
     Ok(())
@@ -71,10 +80,17 @@ pub fn suspend(site: &Site, name: &Name, with_host: bool) -> Result<()> {
 /// As [`suspend`], as far as that can be seen before anything is frozen.
 pub fn plan_suspend(site: &Site, name: &Name) -> Result<Vec<String>> {
     let lock = store::lock(site, name)?;
-    let server = store::load(site, name)?;
-    Subject::find(site, &server, &lock)?;
+    check(site, &store::load(site, name)?, &lock)?;
     let images = state::suspended_directory(site, name);
     Ok(vec![format!("dump the processes of {name} to {}", images.display()), format!("end {name}")])
+}
+
+/// Whether a server could be suspended now, as far as that can be seen before anything is frozen.
+///
+/// # Errors
+/// As [`suspend`].
+pub fn check(site: &Site, server: &Server, lock: &Flock) -> Result<()> {
+    Subject::find(site, server, lock).map(drop)
 }
 
 /// Names the images: from now on they count.
@@ -96,7 +112,7 @@ fn commit(site: &Site, server: &Server, directory: &Path, manifest: &Manifest) -
 pub fn resume(site: &Site, name: &Name) -> Result<()> {
     // Held until it runs: these images, and no later ones, are looked at and restored.
     let lock = store::lock(site, name)?;
-    resume_locked(site, name, lock)
+    resume_held(site, name, lock)
 }
 
 /// What [`resume`] would do, in sentences.
@@ -129,7 +145,23 @@ fn resumable(site: &Site, server: &Server) -> Result<Manifest> {
     Ok(manifest)
 }
 
-fn resume_locked(site: &Site, name: &Name, lock: Flock) -> Result<()> {
+/// [`resume`] of a server whose lock the caller holds.
+///
+/// # Errors
+/// As [`resume`].
+pub fn resume_held(site: &Site, name: &Name, lock: Flock) -> Result<()> {
+    restored(site, name, false, lock)?.finish(site)
+}
+
+/// Begins to bring back a server that is not this host's yet: whole again, it stands still until [`Starting::open`].
+///
+/// # Errors
+/// As [`resume`].
+pub fn restore_waiting(site: &Site, name: &Name, lock: Flock) -> Result<Starting> {
+    restored(site, name, true, lock)
+}
+
+fn restored(site: &Site, name: &Name, waits: bool, lock: Flock) -> Result<Starting> {
     let server = store::load(site, name)?;
     let manifest = resumable(site, &server)?;
     let (criu, directory) = (criu(site), state::suspended_directory(site, name));
@@ -137,9 +169,34 @@ fn resume_locked(site: &Site, name: &Name, lock: Flock) -> Result<()> {
     Facilities(site).ensure()?;
     Facilities(site).ensure_view()?;
     let options = restore_options(site, &server)?;
-    let image =
-        Image { criu, directory, logs: site.server(name), options, age_ns: manifest.age_ns, groups: manifest.groups };
-    start::resume(site, name, image, lock)?.finish(site)
+    let image = Image {
+        criu,
+        directory,
+        logs: site.server(name),
+        options,
+        age_ns: manifest.age_ns,
+        groups: manifest.groups,
+        waits,
+    };
+    start::resume(site, name, image, lock)
+}
+
+/// Makes images that came with a server this host's own: `server` has its ids here.
+///
+/// # Errors
+/// When they are damaged, or not the server's.
+pub fn adopt(site: &Site, server: &Server) -> Result<()> {
+    let directory = state::suspended_directory(site, &server.name);
+    if !directory.exists() {
+        return Ok(());
+    }
+    let mut manifest = Manifest::read(&directory)?;
+    check_fits(server, &manifest)?;
+    if let Some(first) = server.first_id(site) {
+        ids::give(&directory, &mut manifest, first)?;
+        dump::give_to_server(&directory, Some(first))?;
+    }
+    manifest.seal(&directory)
 }
 
 /// Whether a suspended server goes on with the host's next boot in any case.

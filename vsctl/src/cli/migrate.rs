@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::{output, progress};
 use crate::failure::{Exit, Failure};
 use crate::lifecycle::stop::Manner;
-use crate::migrate;
+use crate::migrate::{self, Pause};
 use crate::name::Name;
 use crate::site::Site;
 use crate::size::show_bytes;
@@ -27,17 +27,20 @@ pub struct Args {
     /// Stop it, if it runs, and start it there.
     #[arg(long)]
     offline: bool,
-    /// Seconds for an orderly shutdown; after them it is killed.
+    /// Suspend it, if it runs, and let it go on there: programs and what they have in memory go along (`migratable`).
+    #[arg(long, conflicts_with = "offline")]
+    near_live: bool,
+    /// With --offline, seconds for an orderly shutdown; after them it is killed.
     #[arg(long, value_name = "S", default_value = "60")]
     timeout: u64,
     /// Say all that speaks against it, and change nothing.
     #[arg(long)]
     dry_run: bool,
     /// End a migration that was interrupted after the server had become the other host's.
-    #[arg(long, conflicts_with_all = ["offline", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["offline", "near_live", "dry_run"])]
     r#continue: bool,
     /// Remove what the other host has of a server that was kept here.
-    #[arg(long, conflicts_with_all = ["offline", "dry_run", "continue"])]
+    #[arg(long, conflicts_with_all = ["offline", "near_live", "dry_run", "continue"])]
     abort: bool,
 }
 
@@ -53,17 +56,27 @@ pub fn run(args: &Args, site: &Site) -> Result<i32> {
     if args.r#continue {
         return progress::shown(name, |shown| migrate::proceed(site, name, host, shown)).map(|()| 0);
     }
-    if !args.offline {
-        let hint = "`--offline` stops it for the time of the move";
-        return Err(Failure::new(Exit::Unsupported, "a running server cannot be moved yet").hint(hint).into());
-    }
+    let pause = match (args.offline, args.near_live) {
+        (true, _) => Pause::Stop(Manner { timeout: Duration::from_secs(args.timeout), kill: false }),
+        (_, true) => Pause::Suspend,
+        _ => {
+            let hint = "`--near-live` suspends it for the time of the move, `--offline` stops it";
+            return Err(Failure::new(Exit::Unsupported, "a server cannot be moved while it runs yet")
+                .hint(hint)
+                .into());
+        }
+    };
     if args.dry_run {
-        let found = migrate::try_out(site, name, host)?;
+        let found = migrate::try_out(site, name, host, &pause)?;
         let (size, entries) = (show_bytes(found.size.bytes), found.size.entries);
-        let how = if found.runs { "is stopped for it and started there" } else { "is not started there" };
+        let how = match (found.runs, found.is_whole) {
+            (true, false) => "is stopped for it and started there",
+            (true, true) => "is suspended for it and goes on there",
+            (false, true) => "stays suspended",
+            (false, false) => "is not started there",
+        };
         output::line(format_args!("{name} can move to {host}: {size} in {entries} files; it {how}"))?;
         return Ok(0);
     }
-    let manner = Manner { timeout: Duration::from_secs(args.timeout), kill: false };
-    progress::shown(name, |shown| migrate::offline(site, name, host, &manner, shown)).map(|()| 0)
+    progress::shown(name, |shown| migrate::go(site, name, host, &pause, shown)).map(|()| 0)
 }

@@ -62,6 +62,11 @@ impl<'a> Arrival<'a> {
         }
     }
 
+    /// The record that it gets here.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
     /// Puts the server down as one that came, with the mark that it is another host's: its files are on the disk.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ pub mod execute;
 pub mod facilities;
 pub mod files;
 pub mod freeze;
+pub mod gate;
 pub mod group;
 pub mod guest_groups;
 mod inside;

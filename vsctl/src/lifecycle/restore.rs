@@ -88,6 +88,8 @@ pub struct Image {
     pub age_ns: u64,
     /// The control groups that the guest had made.
     pub groups: Vec<GuestGroup>,
+    /// Whether it waits at a [gate](super::gate) when it is whole: it is not this host's to run yet.
+    pub waits: bool,
 }
 
 /// A CRIU that has made the server's namespaces and waits.

@@ -20,6 +20,7 @@ use super::boot::{BootPlan, OWN_INIT};
 use super::execute;
 use super::facilities::{self, Facilities};
 use super::files::FilesStep;
+use super::gate::{self, Gate, Keeper};
 use super::journal::{Journal, Lasting};
 use super::restore::Image;
 use super::state::{self, Action, State, Status};
@@ -136,6 +137,8 @@ pub struct Starting {
     name: Name,
     until: Until,
     report: File,
+    /// Of a server that waits when it is whole.
+    keeper: Option<Keeper>,
 }
 
 /// What the monitor tells the command, as JSON; an empty report is a monitor that was killed.
@@ -182,13 +185,17 @@ fn begin_locked(
     image: Option<Image>,
     lock: Flock,
 ) -> Result<Starting> {
-    store::check_own(site, name)?;
+    let waits = image.as_ref().is_some_and(|image| image.waits);
+    if !waits {
+        store::check_own(site, name)?;
+    }
     edit::recover(site, name)?;
     let server = store::load(site, name)?;
-    let mut now = state::of(site, name)?;
+    let look = if waits { state::beneath } else { state::of };
+    let mut now = look(site, name)?;
     if now == State::Ready {
         stop::recover(site, name)?;
-        now = state::of(site, name)?;
+        now = look(site, name)?;
     }
     let discards = now == State::Suspended && options.discard;
     if now == State::Suspended && image.is_none() && !discards {
@@ -217,23 +224,40 @@ fn begin_locked(
         log::debug!("'{name}': {error:#}");
     }
     let (report, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
+    let (gate, keeper) = waits.then(gate::pair).transpose().context("make a gate")?.unzip();
     match process::fork(&facilities::beside(site, batch.hierarchies()?)?)? {
-        Fork::Parent { .. } => Ok(Starting { name: name.clone(), until: options.until, report: File::from(report) }),
+        Fork::Parent { .. } => {
+            Ok(Starting { name: name.clone(), until: options.until, report: File::from(report), keeper })
+        }
         Fork::Child => {
-            drop(report);
+            drop((report, keeper));
             // The lock is the child's now: the server is busy until it is up, whatever becomes of the command.
-            let code = child(site, batch, &boot, &steps, image, File::from(told), lock);
+            let code = child(site, batch, &boot, &steps, image.map(|image| (image, gate)), File::from(told), lock);
             std::process::exit(code)
         }
     }
 }
 
 impl Starting {
-    /// Waits as far as was asked.
+    /// Waits until a server that was to wait is whole; false when it will not be, and [`Self::finish`] says why.
+    ///
+    /// # Errors
+    /// When that cannot be known.
+    pub fn is_whole(&self) -> Result<bool> {
+        self.keeper.as_ref().map_or(Ok(true), Keeper::is_reached)
+    }
+
+    /// Lets a server go on that waits.
+    pub fn open(&mut self) {
+        self.keeper.take().into_iter().for_each(Keeper::open);
+    }
+
+    /// Waits as far as was asked. What still waits to go on is taken back.
     ///
     /// # Errors
     /// Why the server does not run.
     pub fn finish(mut self, site: &Site) -> Result<()> {
+        self.keeper = None;
         if self.until == Until::Nothing {
             return Ok(());
         }
@@ -282,7 +306,7 @@ fn child(
     batch: &Rc<Batch>,
     boot: &BootPlan,
     steps: &[Step],
-    image: Option<Image>,
+    image: Option<(Image, Option<Gate>)>,
     mut told: File,
     lock: Flock,
 ) -> i32 {
@@ -320,11 +344,18 @@ fn child(
 ///
 /// # Errors
 /// The step that failed; everything has been taken back then.
-pub fn run(site: &Site, batch: &Rc<Batch>, boot: BootPlan, steps: &[Step], image: Option<Image>) -> Result<Running> {
+pub fn run(
+    site: &Site,
+    batch: &Rc<Batch>,
+    boot: BootPlan,
+    steps: &[Step],
+    image: Option<(Image, Option<Gate>)>,
+) -> Result<Running> {
     let (name, init, stop_signal) = (boot.server.name.clone(), boot.init.clone(), boot.stop_signal);
     let listened = boot.server.spec.answers_calls().then_some(boot.server.record.id);
     let mut world = World::sharing(site, Rc::clone(batch));
     world.boot = Some(boot);
+    let (image, gate) = image.unzip();
     world.image = image;
     let mut journal = Journal::open(&state::journal_file(site, &name), Lasting::Boot)?;
     let outcome = execute::run("start", 1, steps, &mut world, &mut journal)
@@ -334,7 +365,7 @@ pub fn run(site: &Site, batch: &Rc<Batch>, boot: BootPlan, steps: &[Step], image
             let (status, running) = note(site, &name, init, stop_signal, listened, age_ns, running)?;
             match &world.image {
                 None => events::note(site, &name, events::Kind::Started),
-                Some(image) => let_go(&world, image, &name, &status, &running)?,
+                Some(image) => let_go(&world, image, gate.flatten(), &name, &status, &running)?,
             }
             Ok(running)
         });
@@ -375,7 +406,14 @@ fn note(
 ///
 /// # Errors
 /// What went wrong before that; behind it nothing is a reason any more to end the server.
-fn let_go(world: &World, image: &Image, name: &Name, status: &Status, running: &Running) -> Result<()> {
+fn let_go(
+    world: &World,
+    image: &Image,
+    gate: Option<Gate>,
+    name: &Name,
+    status: &Status,
+    running: &Running,
+) -> Result<()> {
     let site = world.site;
     let server = store::load(site, name)?;
     if status.init != OWN_INIT {
@@ -383,6 +421,9 @@ fn let_go(world: &World, image: &Image, name: &Name, status: &Status, running: &
         let notify = restore::notify_socket(status.pid, !server.spec.privileged)?;
         let kept: Vec<_> = running.consoles.iter().chain([&notify]).map(AsFd::as_fd).collect();
         consoles::keep(site, server.record.id, status.start_ticks, &kept)?;
+    }
+    if let Some(gate) = gate {
+        gate.pass()?;
     }
     let used = spend(&image.directory)?;
     // What peers send is acknowledged from here on.

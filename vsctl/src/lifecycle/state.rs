@@ -202,9 +202,17 @@ pub fn of(site: &Site, name: &Name) -> Result<State> {
     if !is_there(&store::record_file(site, name))? {
         return Ok(State::Incomplete);
     }
-    if let Some(migration) = store::migration(site, name)? {
-        return Ok(State::of_side(migration.side));
+    match store::migration(site, name)? {
+        Some(migration) => Ok(State::of_side(migration.side)),
+        None => beneath(site, name),
     }
+}
+
+/// What there is of a server that exists, whichever host may run it.
+///
+/// # Errors
+/// When it cannot be known.
+pub fn beneath(site: &Site, name: &Name) -> Result<State> {
     let suspended = is_there(&suspended_directory(site, name))?;
     // While there are both images and processes, these stand still and the images count: somebody suspends or resumes.
     if !suspended && status(site, name)?.is_some() {

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use kernel::cgroup::{Controller, Hierarchies};
 
+use super::processes;
 use super::wire::{Offer, Problem, Size};
 use crate::doctor;
 use crate::edit;
@@ -46,6 +47,12 @@ pub fn problems(site: &Site, offer: &Offer, spec: &Spec) -> Result<Vec<Problem>>
         note(site.program(program).map(|_| ()));
     }
     note(room(site, offer.size));
+    if let Some(theirs) = &offer.processes {
+        match processes::here(site, name) {
+            Ok(here) => processes::problems(&here, theirs).into_iter().for_each(|problem| note(Err(problem.into()))),
+            Err(error) => note(Err(error)),
+        }
+    }
     Ok(found.iter().map(Problem::of).collect())
 }
 
@@ -159,6 +166,7 @@ mod tests {
             record,
             architecture: std::env::consts::ARCH.into(),
             size: Size::default(),
+            processes: None,
         }
     }
 

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 
 use super::wire::Size;
 use crate::failure::{Exit, Failure};
+use crate::lifecycle::state;
 use crate::name::Name;
 use crate::site::Site;
 use crate::spec::{Spec, VolumeKind};
@@ -48,7 +49,9 @@ pub fn pack(site: &Site, name: &Name, spec: &Spec) -> Result<Packing> {
     let directory = site.server(name);
     let volume = volume::writable(site, name, spec.volume);
     let volume = volume.strip_prefix(&directory).context("the volume is not among the server's files")?;
-    let beside = BESIDE.iter().map(Path::new).filter(|file| directory.join(file).exists());
+    let images = state::suspended_directory(site, name);
+    let images = images.strip_prefix(&directory).context("the images are not among the server's files")?;
+    let beside = BESIDE.iter().map(Path::new).chain([images]).filter(|file| directory.join(file).exists());
     let members: Vec<&Path> = std::iter::once(volume).chain(beside).collect();
     let mut tar = pack_stream(&directory, &sandbox(site), content(spec), &members)?;
     let said = Some(listen(&mut tar));
@@ -123,6 +126,7 @@ pub fn measure(site: &Site, name: &Name, spec: &Spec) -> Result<Size> {
     }
     let mut size = Size::default();
     add(&volume, &mut size, &mut BTreeSet::new())?;
+    add(&state::suspended_directory(site, name), &mut size, &mut BTreeSet::new())?;
     Ok(size)
 }
 

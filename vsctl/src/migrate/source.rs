@@ -8,28 +8,40 @@ use kernel::file::write_atomic;
 use kernel::lock::Flock;
 use kernel::process::wait_for_joined_threads;
 
-use super::files;
 use super::link::Link;
 use super::wire::{Deal, Lost, Message, Offer, Size, send_bulk, unexpected};
-use crate::checkpoint::kept;
+use super::{files, processes};
+use crate::checkpoint::{self, kept};
 use crate::edit;
 use crate::events;
 use crate::failure::{self, Exit, Failure};
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::stop::{self, Manner};
+use crate::lifecycle::world::World;
 use crate::lifecycle::{create, execute, start};
 use crate::name::Name;
 use crate::site::Site;
 use crate::store::{self, Migration, Server, Side};
 use crate::template::progress::Progress;
 
+/// What becomes of a server that runs, for the time that it is on its way.
+#[derive(Debug, Clone, Copy)]
+pub enum Pause {
+    /// It is stopped in this manner, and started anew.
+    Stop(Manner),
+    /// Its processes are put on the disk, and go on.
+    Suspend,
+}
+
 /// What a dry run has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
     /// What would be sent.
     pub size: Size,
-    /// Whether the server runs, and would be stopped.
+    /// Whether the server runs, and would be paused.
     pub runs: bool,
+    /// Whether its processes go along.
+    pub is_whole: bool,
 }
 
 /// A migration under way at its source.
@@ -47,27 +59,28 @@ struct Departure<'a> {
 ///
 /// # Errors
 /// All that speaks against it.
-pub fn try_out(site: &Site, name: &Name, host: &str) -> Result<Found> {
+pub fn try_out(site: &Site, name: &Name, host: &str, pause: &Pause) -> Result<Found> {
+    let lock = store::lock(site, name)?;
     let server = store::load(site, name)?;
-    let found = examine(site, &server)?;
-    Departure::open(site, host, &server)?.offer(&server, found.size)?;
+    let found = examine(site, &server, pause, &lock)?;
+    Departure::open(site, host, &server)?.offer(&server, found)?;
     Ok(found)
 }
 
-/// Moves a stopped server, or one that is stopped for it and started at the target, to `host`.
+/// Moves a server to `host`. One that is stopped or suspended stays so; one that runs is paused on the way, and runs there.
 ///
 /// # Errors
 /// What refused. Before it is the target's it goes on here; after that the hint says how to go on.
-pub fn offline(site: &Site, name: &Name, host: &str, manner: &Manner, progress: &mut dyn Progress) -> Result<()> {
+pub fn go(site: &Site, name: &Name, host: &str, pause: &Pause, progress: &mut dyn Progress) -> Result<()> {
     let lock = store::lock(site, name)?;
     edit::recover(site, name)?;
     let server = store::load(site, name)?;
-    let found = examine(site, &server)?;
+    let found = examine(site, &server, pause, &lock)?;
     progress.phase("checking", None);
     let mut departure = Departure::open(site, host, &server)?;
-    departure.offer(&server, found.size)?;
-    let sent = departure.send(&server, found, manner, progress).and_then(|()| departure.give_up_right(found.runs));
-    if let Err(error) = sent {
+    departure.offer(&server, found)?;
+    let sent = departure.send(&server, found, pause, &lock, progress);
+    if let Err(error) = sent.and_then(|()| departure.give_up_right(found.runs)) {
         departure.call_off();
         return Err(back(site, name, host, found.runs, lock, error));
     }
@@ -77,7 +90,7 @@ pub fn offline(site: &Site, name: &Name, host: &str, manner: &Manner, progress: 
 /// Ends a migration whose command was interrupted after the server had become the target's.
 ///
 /// # Errors
-/// When there is none; as [`offline`].
+/// When there is none; as [`go`].
 pub fn proceed(site: &Site, name: &Name, host: &str, progress: &mut dyn Progress) -> Result<()> {
     let lock = store::lock(site, name)?;
     let server = store::load(site, name)?;
@@ -110,7 +123,7 @@ pub fn abort(site: &Site, name: &Name, host: &str) -> Result<()> {
 }
 
 /// What can be seen here before anybody is asked.
-fn examine(site: &Site, server: &Server) -> Result<Found> {
+fn examine(site: &Site, server: &Server, pause: &Pause, lock: &Flock) -> Result<Found> {
     let name = &server.name;
     store::check_own(site, name)?;
     let refuse = |why: &str, hint: String| Err(Failure::new(Exit::Failed, format!("'{name}' {why}")).hint(hint).into());
@@ -118,14 +131,20 @@ fn examine(site: &Site, server: &Server) -> Result<Found> {
         let hint = format!("`vsctl checkpoint delete {name} LABEL...` first: they do not go along");
         return refuse(&format!("has checkpoints, '{label}' is one"), hint);
     }
-    let runs = match state::of(site, name)? {
-        State::Stopped => false,
-        State::Running => true,
+    let (runs, is_whole) = match state::of(site, name)? {
+        State::Stopped => (false, false),
+        State::Suspended => (false, true),
+        State::Running => (true, matches!(pause, Pause::Suspend)),
         State::Frozen => return refuse("is frozen", format!("`vsctl thaw {name}` first")),
-        State::Suspended => return refuse("is suspended", format!("`vsctl resume {name}` first")),
         _ => return refuse("is half started or stopped", "`vsctl doctor --fix` takes that back".into()),
     };
-    Ok(Found { size: files::measure(site, name, &server.spec)?, runs })
+    let mut size = files::measure(site, name, &server.spec)?;
+    if runs && is_whole {
+        checkpoint::check(site, server, lock)?;
+        // An upper bound: what is in files is not in the images.
+        size.bytes += World::new(site).group(&site.server_cgroup(name))?.usage()?.memory_bytes;
+    }
+    Ok(Found { size, runs, is_whole })
 }
 
 /// The server goes on where it was.
@@ -136,10 +155,16 @@ fn back(site: &Site, name: &Name, host: &str, ran: bool, lock: Flock, error: any
         return error;
     }
     wait_for_joined_threads();
-    match start::begin_held(site, name, lock).and_then(|starting| starting.finish(site)) {
-        Ok(()) => error.context(execute::Outcome(format!("'{name}' runs here again"))),
-        Err(left) => error.context(execute::Outcome(format!("'{name}' is stopped here, and does not start: {left:#}"))),
-    }
+    let again = match checkpoint::is_suspended(site, name) {
+        true => checkpoint::resume_held(site, name, lock),
+        false => start::begin_held(site, name, lock).and_then(|starting| starting.finish(site)),
+    };
+    let outcome = match (again, state::of(site, name)) {
+        (Ok(()), _) => format!("'{name}' runs here again"),
+        (Err(left), Ok(now)) => format!("'{name}' is {now} here, and does not run again: {left:#}"),
+        (Err(left), Err(_)) => format!("'{name}' does not run again here: {left:#}"),
+    };
+    error.context(execute::Outcome(outcome))
 }
 
 impl<'a> Departure<'a> {
@@ -156,10 +181,15 @@ impl<'a> Departure<'a> {
     }
 
     /// Has the target look at what would come.
-    fn offer(&mut self, server: &Server, size: Size) -> Result<()> {
-        let spec = edit::text(self.site, &server.name)?;
-        let architecture = std::env::consts::ARCH.to_owned();
-        let offer = Offer { deal: self.deal.clone(), spec, record: server.record.clone(), architecture, size };
+    fn offer(&mut self, server: &Server, found: Found) -> Result<()> {
+        let offer = Offer {
+            deal: self.deal.clone(),
+            spec: edit::text(self.site, &server.name)?,
+            record: server.record.clone(),
+            architecture: std::env::consts::ARCH.to_owned(),
+            size: found.size,
+            processes: found.is_whole.then(|| processes::here(self.site, &server.name)).transpose()?,
+        };
         let channel = self.link.channel()?;
         channel.send(&Message::Offer(Box::new(offer)))?;
         let problems = match channel.receive()? {
@@ -172,15 +202,29 @@ impl<'a> Departure<'a> {
         Err(Failure::new(Exit::from_code(first.exit), message).into())
     }
 
-    /// Everything up to where the target has all of it on its disk.
-    fn send(&mut self, server: &Server, found: Found, manner: &Manner, progress: &mut dyn Progress) -> Result<()> {
+    /// Everything up to where the target has all of it on its disk, and its processes back.
+    fn send(
+        &mut self,
+        server: &Server,
+        found: Found,
+        pause: &Pause,
+        lock: &Flock,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
         self.moment()?;
         self.link.channel()?.send(&Message::Prepare)?;
         self.link.channel()?.expect(&Message::Ready)?;
         self.moment()?;
-        if found.runs {
-            progress.phase("stopping", None);
-            stop::stop_locked(self.site, &server.name, manner)?;
+        match pause {
+            _ if !found.runs => {}
+            Pause::Stop(manner) => {
+                progress.phase("stopping", None);
+                stop::stop_locked(self.site, &server.name, manner)?;
+            }
+            Pause::Suspend => {
+                progress.phase("suspending", None);
+                checkpoint::suspend_held(self.site, server, false, lock)?;
+            }
         }
         self.moment()?;
         progress.phase("sending the volume", Some(found.size.bytes));
@@ -198,6 +242,24 @@ impl<'a> Departure<'a> {
         channel.send(&Message::End(sum))?;
         channel.expect(&Message::Prepared)?;
         self.is_prepared = true;
+        self.moment()?;
+        if found.runs && found.is_whole {
+            progress.phase("restoring", None);
+            self.restore()?;
+        }
+        Ok(())
+    }
+
+    /// Has the processes brought back there, whole and still: what speaks against it is found while they can go on here.
+    fn restore(&mut self) -> Result<()> {
+        let told = Message::Restore(self.deal.clone());
+        let channel = self.link.channel()?;
+        channel.send(&told)?;
+        if let Err(error) = channel.expect(&Message::Restored) {
+            // Where it has said what failed, it has forgotten all of it.
+            self.is_prepared = error.is::<Lost>();
+            return Err(error);
+        }
         self.moment()
     }
 

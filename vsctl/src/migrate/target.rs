@@ -14,15 +14,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::wire::{Bulk, Channel, Deal, Lost, Message, Offer, Problem, is_lost, unexpected};
 use super::{check, files};
+use crate::checkpoint;
 use crate::events;
 use crate::failure::{Exit, Failure};
 use crate::lifecycle::arrive::Arrival;
+use crate::lifecycle::start::{self, Starting};
 use crate::lifecycle::state::{self, State};
-use crate::lifecycle::{create, execute, start};
+use crate::lifecycle::{create, execute, stop};
 use crate::name::Name;
 use crate::site::Site;
 use crate::spec::Spec;
-use crate::store::{self, Migration, Side};
+use crate::store::{self, Migration, Record, Server, Side};
 use crate::template::Templates;
 
 /// One connection.
@@ -75,6 +77,8 @@ impl Session<'_> {
         self.peer = self.channel.greet()?.host;
         let mut offered: Option<(Offer, Spec)> = None;
         let mut deal: Option<Deal> = None;
+        // Its processes, which are whole and stand still. Gone before they may go on, they are taken back.
+        let mut restored: Option<Starting> = None;
         while let Some(message) = self.hear()? {
             match (message, offered.take(), &deal) {
                 (Message::Offer(offer), None, None) => {
@@ -84,15 +88,22 @@ impl Session<'_> {
                     offered = Some((*offer, spec));
                 }
                 (Message::Prepare, Some((offer, spec)), None) => self.take_in(&offer, &spec)?,
+                (Message::Restore(told), None, None) if restored.is_none() => restored = Some(self.restore(&told)?),
                 (Message::Commit(told), None, None) => {
-                    self.commit(&told)?;
+                    self.commit(&told, restored.as_mut())?;
                     deal = Some(told);
                 }
                 (Message::Start, None, Some(deal)) => {
                     let name = deal.name.clone();
-                    self.start(&name)?;
+                    self.start(&name, restored.take())?;
                 }
-                (Message::Abort(told), None, None) => self.abort(&told)?,
+                (Message::Abort(told), None, None) => {
+                    if let Some(restored) = restored.take() {
+                        // That it does not run is what was asked for.
+                        let _ = restored.finish(self.site);
+                    }
+                    self.abort(&told)?;
+                }
                 (other, ..) => return Err(unexpected(&other)),
             }
         }
@@ -128,7 +139,7 @@ impl Session<'_> {
         self.forget(&offer.deal)?;
         let lock = self.hold(&offer.deal.name)?;
         let arrival = Arrival::begin(site, &offer.deal.name, &offer.record, spec.volume)?;
-        if let Err(error) = self.fill(offer, spec) {
+        if let Err(error) = self.fill(offer, spec, arrival.record()) {
             return Err(match arrival.give_up() {
                 Ok(()) => error,
                 Err(left) => anyhow!("{error:#}; {left:#}"),
@@ -151,18 +162,55 @@ impl Session<'_> {
     }
 
     /// Has the files sent.
-    fn fill(&mut self, offer: &Offer, spec: &Spec) -> Result<()> {
+    fn fill(&mut self, offer: &Offer, spec: &Spec, record: &Record) -> Result<()> {
         self.moment()?;
         self.channel.send(&Message::Ready)?;
-        files::unpack(self.site, &offer.deal.name, spec, &mut Bulk::new(&mut self.channel))?;
+        let name = &offer.deal.name;
+        files::unpack(self.site, name, spec, &mut Bulk::new(&mut self.channel))?;
+        let server = Server { name: name.clone(), spec: spec.clone(), record: record.clone() };
+        checkpoint::adopt(self.site, &server)?;
         self.moment()
     }
 
-    /// From here on the server is this host's own.
-    fn commit(&mut self, deal: &Deal) -> Result<()> {
+    /// Brings the processes back, which are the other host's still.
+    fn restore(&mut self, deal: &Deal) -> Result<Starting> {
+        let outcome = self.bring_back(deal).and_then(|restored| {
+            self.moment()?;
+            self.channel.send(&Message::Restored)?;
+            Ok(restored)
+        });
+        outcome.or_else(|error| match is_lost(&error) {
+            true => Err(error),
+            // Told that it failed, the other side counts on nothing that is here.
+            false => self.forget(deal).and(Err(error)),
+        })
+    }
+
+    fn bring_back(&mut self, deal: &Deal) -> Result<Starting> {
+        self.moment()?;
+        let (site, name) = (self.site, &deal.name);
+        let lock = self.hold(name)?;
+        self.check_is(deal)?;
+        let came = store::migration(site, name)?;
+        if came.is_none_or(|came| came.side != Side::Incoming || came.transaction != deal.transaction) {
+            return Err(unexpected(&Message::Restore(deal.clone())));
+        }
+        wait_for_joined_threads();
+        let restored = checkpoint::restore_waiting(site, name, lock)?;
+        match restored.is_whole()? {
+            true => Ok(restored),
+            false => {
+                restored.finish(site).and_then(|()| Err(anyhow!("'{name}' was not restored, and nobody says why")))
+            }
+        }
+    }
+
+    /// From here on the server is this host's own, and what was `restored` of it may go on.
+    fn commit(&mut self, deal: &Deal, restored: Option<&mut Starting>) -> Result<()> {
         self.moment()?;
         let name = &deal.name;
-        let lock = self.hold(name)?;
+        // Of what was restored, its monitor has the lock.
+        let lock = if restored.is_none() { Some(self.hold(name)?) } else { None };
         self.check_is(deal)?;
         match store::migration(self.site, name)? {
             // It was committed before the connection was cut.
@@ -180,6 +228,9 @@ impl Session<'_> {
         }
         drop(lock);
         self.moment()?;
+        if let Some(restored) = restored {
+            restored.open();
+        }
         self.channel.send(&Message::Committed)
     }
 
@@ -192,12 +243,17 @@ impl Session<'_> {
         Err(Failure::new(Exit::Exists, format!("'{name}' is another server here")).into())
     }
 
-    fn start(&mut self, name: &Name) -> Result<()> {
+    fn start(&mut self, name: &Name, restored: Option<Starting>) -> Result<()> {
         self.moment()?;
-        if !matches!(state::of(self.site, name)?, State::Running | State::Frozen) {
+        if let Some(restored) = restored {
+            restored.finish(self.site)?;
+        } else if !matches!(state::of(self.site, name)?, State::Running | State::Frozen) {
             let lock = self.hold(name)?;
             wait_for_joined_threads();
-            start::begin_held(self.site, name, lock)?.finish(self.site)?;
+            match checkpoint::is_suspended(self.site, name) {
+                true => checkpoint::resume_held(self.site, name, lock)?,
+                false => start::begin_held(self.site, name, lock)?.finish(self.site)?,
+            }
         }
         self.moment()?;
         self.channel.send(&Message::Started)
@@ -217,7 +273,11 @@ impl Session<'_> {
         }
         self.check_is(deal)?;
         match store::migration(site, name)? {
-            Some(Migration { side: Side::Incoming, .. }) => create::destroy_held(site, name, true, lock),
+            Some(Migration { side: Side::Incoming, .. }) => {
+                // Processes whose monitor and connection were both lost.
+                stop::recover(site, name)?;
+                create::destroy_held(site, name, true, lock)
+            }
             _ => Err(Failure::new(Exit::Exists, format!("'{name}' is this host's own")).into()),
         }
     }

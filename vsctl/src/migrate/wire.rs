@@ -6,6 +6,7 @@
 //! kind 2   a piece of a bulk stream, which an `end` with its length and SHA-256 closes
 //! ```
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{self, Read, Write};
 
@@ -47,11 +48,15 @@ pub enum Message {
     End(Sum),
     /// All is on the target's disk, and no command there starts it.
     Prepared,
+    /// Bring its processes back, and let none of them run.
+    Restore(Deal),
+    /// They are there, and stand still.
+    Restored,
     /// The source has given up its right to run the server: it is the target's.
     Commit(Deal),
     /// It is.
     Committed,
-    /// Start it.
+    /// Start it, or let it go on.
     Start,
     /// It runs.
     Started,
@@ -88,6 +93,22 @@ pub struct Offer {
     pub architecture: String,
     /// What its files take on the disk.
     pub size: Size,
+    /// What its processes need, if they go along.
+    pub processes: Option<Processes>,
+}
+
+/// What processes that were begun elsewhere need of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Processes {
+    /// The CRIU that writes or has written their images: three numbers with dots between.
+    pub criu: String,
+    /// Their control group, whose path is in the images.
+    pub cgroup: String,
+    /// What they may have found their processors to have, as `/proc/cpuinfo` says it.
+    pub cpu: BTreeSet<String>,
+    /// SHA-256 of `vsinit`, in hexadecimal digits: it goes on in the middle of the program.
+    pub vsinit: String,
 }
 
 /// A server in one migration.
@@ -448,6 +469,12 @@ mod tests {
             record,
             architecture: "x86_64".into(),
             size: Size { bytes: 4096, entries: 2 },
+            processes: Some(Processes {
+                criu: "4.1.1".into(),
+                cgroup: "vsos/web1".into(),
+                cpu: ["avx".to_owned(), "sse".to_owned()].into(),
+                vsinit: "cd".into(),
+            }),
         }
     }
 
@@ -465,7 +492,8 @@ mod tests {
                     r#"{"offer":{"deal":{"name":"web1","uuid":"u","transaction":"t"},"#,
                     r#""spec":"template = \"busybox\"\n","#,
                     r#""record":{"version":1,"id":7,"uuid":"u","created_s":1,"template_digest":"d","addresses":["10.1.2.3/24"]},"#,
-                    r#""architecture":"x86_64","size":{"bytes":4096,"entries":2}}}"#
+                    r#""architecture":"x86_64","size":{"bytes":4096,"entries":2},"#,
+                    r#""processes":{"criu":"4.1.1","cgroup":"vsos/web1","cpu":["avx","sse"],"vsinit":"cd"}}}"#
                 ),
             ),
             (Message::Checked(vec![problem.clone()]), r#"{"checked":[{"exit":43,"message":"there","hint":null}]}"#),
@@ -473,6 +501,8 @@ mod tests {
             (Message::Ready, r#""ready""#),
             (Message::End(Sum { bytes: 3, sha256: "ab".into() }), r#"{"end":{"bytes":3,"sha256":"ab"}}"#),
             (Message::Prepared, r#""prepared""#),
+            (Message::Restore(deal()), r#"{"restore":{"name":"web1","uuid":"u","transaction":"t"}}"#),
+            (Message::Restored, r#""restored""#),
             (Message::Commit(deal()), r#"{"commit":{"name":"web1","uuid":"u","transaction":"t"}}"#),
             (Message::Committed, r#""committed""#),
             (Message::Start, r#""start""#),

@@ -1,0 +1,169 @@
+//! What processes that go along need of the host that they come to, and whether it is there.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use super::wire::Processes;
+use crate::checkpoint::{self, Sum};
+use crate::failure::{Exit, Failure};
+use crate::name::Name;
+use crate::site::Site;
+
+/// What `/proc/cpuinfo` calls those features of an x86 processor that a program can use without asking the kernel. Most of what else
+/// stands there is the kernel's, and another kernel on the same processor says other things.
+const X86: &[&str] = &[
+    "3dnowprefetch",
+    "abm",
+    "adx",
+    "aes",
+    "bmi1",
+    "bmi2",
+    "clflush",
+    "clflushopt",
+    "clwb",
+    "clzero",
+    "cmov",
+    "cx16",
+    "cx8",
+    "erms",
+    "f16c",
+    "fma",
+    "fma4",
+    "fpu",
+    "fsgsbase",
+    "fsrm",
+    "fxsr",
+    "gfni",
+    "hle",
+    "lahf_lm",
+    "lm",
+    "mmx",
+    "movbe",
+    "movdir64b",
+    "movdiri",
+    "pclmulqdq",
+    "pku",
+    "pni",
+    "popcnt",
+    "rdpid",
+    "rdrand",
+    "rdseed",
+    "rdtscp",
+    "rtm",
+    "serialize",
+    "sha_ni",
+    "sse",
+    "sse2",
+    "sse4_1",
+    "sse4_2",
+    "sse4a",
+    "ssse3",
+    "tbm",
+    "tsc",
+    "user_shstk",
+    "vaes",
+    "vpclmulqdq",
+    "waitpkg",
+    "wbnoinvd",
+    "xgetbv1",
+    "xop",
+    "xsave",
+    "xsavec",
+    "xsaveopt",
+];
+
+/// … and how more of them begin.
+const X86_FAMILIES: &[&str] = &["amx_", "avx"];
+
+/// What this host has.
+///
+/// # Errors
+/// When it lacks CRIU or vsinit, or does not say what its processors can.
+pub fn here(site: &Site, name: &Name) -> Result<Processes> {
+    let vsinit = site.program("vsinit")?;
+    let sum = Sum::of(&vsinit).with_context(|| format!("read {}", vsinit.display()))?;
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
+    Ok(Processes {
+        criu: checkpoint::criu_version(site)?,
+        cgroup: site.server_cgroup(name),
+        cpu: features(&cpuinfo),
+        vsinit: sum.sha256,
+    })
+}
+
+/// What the first processor can, of what programs use.
+fn features(cpuinfo: &str) -> BTreeSet<String> {
+    let is_x86 = |word: &&str| X86.contains(word) || X86_FAMILIES.iter().any(|family| word.starts_with(family));
+    let line =
+        |key: &str| cpuinfo.lines().find_map(|line| line.strip_prefix(key)?.split_once(':')).map(|(_, words)| words);
+    let words: Vec<&str> = match (line("flags"), line("Features")) {
+        (Some(flags), _) => flags.split_whitespace().filter(is_x86).collect(),
+        (None, features) => features.unwrap_or_default().split_whitespace().collect(),
+    };
+    words.into_iter().map(str::to_owned).collect()
+}
+
+/// What `here` lacks for `theirs`. All of it is found here, before a server stands still; what is not would be found when it is restored,
+/// and it would go on where it was.
+pub fn problems(here: &Processes, theirs: &Processes) -> Vec<Failure> {
+    let mut found = Vec::new();
+    let mut note = |message: String| found.push(Failure::new(Exit::Unsupported, message));
+    let number = |version: &str| version.split('.').map(|part| part.parse::<u32>().unwrap_or(0)).collect::<Vec<_>>();
+    if number(&here.criu) < number(&theirs.criu) {
+        note(format!("criu is {}, and cannot be relied on for what {} writes", here.criu, theirs.criu));
+    }
+    if here.cgroup != theirs.cgroup {
+        note(format!("its control group would be {}, and was {}", here.cgroup, theirs.cgroup));
+    }
+    let lacking: Vec<&str> = theirs.cpu.difference(&here.cpu).map(String::as_str).collect();
+    if !lacking.is_empty() {
+        note(format!("the processors cannot {}, which its programs may have begun to use", lacking.join(", ")));
+    }
+    if here.vsinit != theirs.vsinit {
+        note("vsinit is another build than at its host, and cannot go on in the middle of it".into());
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> Processes {
+        let cpu = ["avx2", "sse2"].map(str::to_owned).into();
+        Processes { criu: "4.1.1".into(), cgroup: "vsos/web1".into(), cpu, vsinit: "a".into() }
+    }
+
+    #[test]
+    fn a_host_that_can_more_does() {
+        let more =
+            Processes { criu: "4.10.0".into(), cpu: ["avx2", "avx512f", "sse2"].map(str::to_owned).into(), ..host() };
+        assert!(problems(&host(), &host()).is_empty() && problems(&more, &host()).is_empty());
+    }
+
+    #[test]
+    fn each_thing_that_is_missing_is_said() {
+        let lesser = Processes {
+            criu: "3.17.1".into(),
+            cgroup: "vsos-2/web1".into(),
+            cpu: ["sse2".to_owned()].into(),
+            vsinit: "b".into(),
+        };
+        let said: Vec<String> = problems(&lesser, &host()).iter().map(ToString::to_string).collect();
+        for (said, word) in said.iter().zip(["3.17.1", "vsos-2/web1", "avx2", "vsinit"]) {
+            assert!(said.contains(word), "{said}");
+        }
+        assert_eq!(said.len(), 4);
+    }
+
+    #[test]
+    fn features_are_those_that_programs_use() {
+        let x86 =
+            "processor\t: 0\nflags\t\t: fpu vme sse2 constant_tsc avx512f ibrs\n\nprocessor\t: 1\nflags\t\t: none\n";
+        assert_eq!(features(x86).iter().map(String::as_str).collect::<Vec<_>>(), ["avx512f", "fpu", "sse2"]);
+        assert_eq!(features("processor\t: 0\nFeatures\t: fp asimd\n").len(), 2);
+        assert!(features("").is_empty());
+    }
+}
