@@ -81,8 +81,8 @@ pub fn measure(options: &Options, ours: &Ours, interrupt: &Interrupt, report: &m
     ours.start(&[OTHER])?;
     beside_others(&inside, &Inside::of(ours, OTHER)?, lxcfs.as_ref(), interrupt, report)?;
     ours.destroy(&[OTHER])?;
-    drop((lxcfs, floor));
-    many_servers(options, ours, &inside, interrupt, report)?;
+    drop(lxcfs);
+    many_servers(options, ours, &inside, &floor, interrupt, report)?;
     ours.destroy(&[NAME]).map(drop)
 }
 
@@ -277,11 +277,13 @@ fn cpu_time(pid: i32) -> Result<Duration> {
     Ok(Duration::from_millis(10 * ticks.iter().sum::<u64>()))
 }
 
-/// The same server's files when it is one of many that the worker knows, and the worker's memory then.
+/// The same server's files when it is one of many that the worker knows, and the worker's memory then. The static text, of which
+/// nobody has many, says how much of it is the machine's, on which all of them run.
 fn many_servers(
     options: &Options,
     ours: &Ours,
     inside: &Inside,
+    floor: &Mounted,
     interrupt: &Interrupt,
     report: &mut Report,
 ) -> Result<()> {
@@ -290,13 +292,15 @@ fn many_servers(
         interrupt.check()?;
         ours.create(name)?;
     }
-    let read = || -> Result<Sample> {
-        let mut all = Sample::default();
-        inside.times(options.reads / 2, &[&inside.files])?.concat().iter().for_each(|sample| all.extend(sample));
+    let text = floor.place().join(floor::FILE);
+    let read = || -> Result<[Sample; 2]> {
+        let mut all = [Sample::default(), Sample::default()];
+        let found = inside.times(options.reads / 2, &[&inside.files, &text])?;
+        all.iter_mut().zip(&found).for_each(|(all, files)| files.iter().for_each(|sample| all.extend(sample)));
         Ok(all)
     };
     // Before and after, so that a machine that has become slower or faster meets both.
-    let mut alone = read()?;
+    let [mut alone, mut text_alone] = read()?;
     each_hundred(&names, |names| ours.start(names))?;
     interrupt.check()?;
     let views = fs::read_dir(ours.views()).context("list the views")?.collect::<Result<Vec<_>, _>>()?;
@@ -308,12 +312,21 @@ fn many_servers(
     }
     let mut memory = Sample::default();
     memory.add_kib(memory::resident_kib(inside.worker)?, 1024);
-    let among_many = read()?;
+    let [among_many, text_among_many] = read()?;
     ensure!(worker(ours.root())? == inside.worker, "the worker was replaced while it was measured");
     each_hundred(&names, |names| ours.destroy(names))?;
-    alone.extend(&read()?);
-    let measure = format!("all these files, {} servers", options.registered);
+    let [again, text_again] = read()?;
+    alone.extend(&again);
+    text_alone.extend(&text_again);
+    let measure = format!("all these files, {} servers run", options.registered);
     report.add(Row::median_of_reads(&measure, "ours with 1 server", &among_many, &alone, 1.1));
+    let median = |sample: &Sample| sample.median().unwrap_or_default();
+    report.note(format!(
+        "The static text takes {:.1} µs when {} servers run, and {:.1} µs when 1 does",
+        median(&text_among_many),
+        options.registered,
+        median(&text_alone)
+    ));
     let measure = format!("worker's resident memory, all files of {} servers read", options.registered);
     report.add(Row::bounded(&measure, memory, 8.0, "MiB"));
     Ok(())
