@@ -61,8 +61,8 @@ pub fn a_server_moves_between_two_hosts(lab: &Lab<'_>) -> Result<()> {
     is_at(&b, &a)?;
     b.sh("vsctl migrate web1 a --offline").context("move it back to a")?;
     is_at(&a, &b)?;
-    // The sixth moment: its mark says that it has moved.
-    a.sh("VSOS_FAULT=migrate:6:stop setsid vsctl migrate web1 b --offline >/tmp/out 2>&1 </dev/null & sleep 0.2")?;
+    // The seventh moment: its mark says that it has moved.
+    a.sh("VSOS_FAULT=migrate:7:stop setsid vsctl migrate web1 b --offline >/tmp/out 2>&1 </dev/null & sleep 0.2")?;
     eventually("a command that stops", LIMIT, || {
         let found = a.sh("cat /proc/[0-9]*/stat 2>/dev/null | grep -c '(vsctl) T' || :").ok()?;
         (found != "0").then_some(())
@@ -107,7 +107,7 @@ pub fn a_running_server_goes_on_at_another_host(lab: &Lab<'_>) -> Result<()> {
     const MOVE: &str = "vsctl migrate web1 b --near-live";
     let tried = a.sh(&format!("{MOVE} --dry-run"))?;
     ensure!(tried.contains("goes on there"), "{tried}");
-    for moment in 3..=6 {
+    for moment in 3..=7 {
         let before = counted(&a)?;
         let failed = a.run(&format!("VSOS_FAULT=migrate:{moment}:fail {MOVE}"))?;
         ensure!(failed.code != 0 && failed.errors().contains("runs here again"), "moment {moment}: {failed}");
@@ -126,7 +126,7 @@ pub fn a_running_server_goes_on_at_another_host(lab: &Lab<'_>) -> Result<()> {
     a.sh("mv /root/good /etc/vsos/vsos.toml")?;
     // Its processes are there, whole, when the command that moves them is killed.
     let before = counted(&a)?;
-    let killed = a.run(&format!("VSOS_FAULT=migrate:6:kill {MOVE}"))?;
+    let killed = a.run(&format!("VSOS_FAULT=migrate:7:kill {MOVE}"))?;
     ensure!(killed.code != 0, "it was not killed: {killed}");
     ensure!(json(&a, "vsctl status web1 --json")?["state"] == "suspended");
     eventually("the other side to take the processes back", LIMIT, || {
@@ -162,7 +162,7 @@ pub fn a_running_server_goes_on_at_another_host(lab: &Lab<'_>) -> Result<()> {
     }
     // Given up, and not told: it goes on there from the images.
     let before = counted(&a)?;
-    let killed = a.run(&format!("VSOS_FAULT=migrate:7:kill {MOVE}"))?;
+    let killed = a.run(&format!("VSOS_FAULT=migrate:8:kill {MOVE}"))?;
     ensure!(killed.code != 0 && json(&a, "vsctl status web1 --json")?["state"] == "moved", "{killed}");
     a.sh("vsctl migrate web1 b --continue")?;
     counts_on(&b, before).context("after --continue")?;

@@ -4,23 +4,21 @@
 //! holds of the template is not in its upper layer; what the guest has removed of it is there as whiteouts (device 0:0), which go
 //! as they are. Sockets stay behind: nobody listens at them.
 
-use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail};
 
-use super::wire::Size;
+use super::changes::Survey;
 use crate::failure::{Exit, Failure};
 use crate::lifecycle::state;
 use crate::name::Name;
 use crate::site::Site;
 use crate::spec::{Spec, VolumeKind};
-use crate::template::{Content, listen, pack_stream, unpack_stream};
+use crate::template::{Content, Members, listen, pack_stream, unpack_stream};
 use crate::volume;
 
 /// What goes along beside the volume, where it is.
@@ -31,7 +29,11 @@ const BESIDE: [&str; 3] = ["console.log", "console.log.1", "hostname.pending"];
 pub struct Packing {
     tar: Child,
     said: Option<JoinHandle<String>>,
+    may_change: bool,
 }
+
+/// tar's exit status when files have changed under it, and nothing worse.
+const CHANGED: i32 = 1;
 
 /// What an archive of the server's files holds.
 fn content(spec: &Spec) -> Content {
@@ -41,21 +43,89 @@ fn content(spec: &Spec) -> Content {
     }
 }
 
-/// Begins to pack the files of a server that does not run.
+/// Where a server's files are, below its directory.
+#[derive(Debug)]
+pub struct Place {
+    /// The server's directory.
+    pub directory: PathBuf,
+    /// What of it goes along.
+    members: Vec<PathBuf>,
+    /// Its root, which is one of them.
+    volume: PathBuf,
+}
+
+impl Place {
+    /// Where the files of the server `name` are, or will be.
+    ///
+    /// # Errors
+    /// Never, as long as a volume is among its server's files.
+    pub fn of(site: &Site, name: &Name, spec: &Spec) -> Result<Self> {
+        let directory = site.server(name);
+        let below = |path: PathBuf| path.strip_prefix(&directory).map(Path::to_path_buf);
+        let outside = "it is not among the server's files";
+        let volume = below(volume::writable(site, name, spec.volume)).context(outside)?;
+        let images = below(state::suspended_directory(site, name)).context(outside)?;
+        let members = [volume.clone(), images].into_iter().chain(BESIDE.map(PathBuf::from)).collect();
+        Ok(Self { directory, members, volume })
+    }
+
+    /// All of it, whether it is there or not.
+    pub fn members(&self) -> Vec<&Path> {
+        self.members.iter().map(PathBuf::as_path).collect()
+    }
+
+    /// Looks at it.
+    ///
+    /// # Errors
+    /// When it cannot be read, or the volume is gone.
+    pub fn survey(&self, name: &Name) -> Result<Survey> {
+        let volume = self.directory.join(&self.volume);
+        if !volume.is_dir() {
+            let message = format!("the volume of '{name}' is gone: {} is missing", volume.display());
+            return Err(Failure::new(Exit::NoServer, message).into());
+        }
+        Survey::take(&self.directory, &self.members())
+    }
+
+    /// Brings all of it to the disk.
+    ///
+    /// # Errors
+    /// When the disk refuses, or the volume is missing.
+    pub fn sync(&self) -> Result<()> {
+        let volume = self.directory.join(&self.volume);
+        let opened = File::open(&volume).with_context(|| format!("open {}", volume.display()))?;
+        rustix::fs::syncfs(&opened).with_context(|| format!("bring {} to the disk", volume.display()))
+    }
+}
+
+/// What is packed.
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted<'a> {
+    /// The root of a server that runs: of files that change or go away meanwhile comes something.
+    Root,
+    /// Everything of one that does not run.
+    All,
+    /// Of that, the paths in this list, each with a NUL behind it.
+    Names(&'a [u8]),
+}
+
+/// Begins to pack a server's files.
 ///
 /// # Errors
 /// When tar cannot be run.
-pub fn pack(site: &Site, name: &Name, spec: &Spec) -> Result<Packing> {
-    let directory = site.server(name);
-    let volume = volume::writable(site, name, spec.volume);
-    let volume = volume.strip_prefix(&directory).context("the volume is not among the server's files")?;
-    let images = state::suspended_directory(site, name);
-    let images = images.strip_prefix(&directory).context("the images are not among the server's files")?;
-    let beside = BESIDE.iter().map(Path::new).chain([images]).filter(|file| directory.join(file).exists());
-    let members: Vec<&Path> = std::iter::once(volume).chain(beside).collect();
-    let mut tar = pack_stream(&directory, &sandbox(site), content(spec), &members)?;
+pub fn pack(site: &Site, place: &Place, spec: &Spec, wanted: Wanted<'_>) -> Result<Packing> {
+    let there: Vec<&Path> = match wanted {
+        Wanted::Root => vec![&place.volume],
+        Wanted::All => place.members().into_iter().filter(|file| place.directory.join(file).exists()).collect(),
+        Wanted::Names(_) => Vec::new(),
+    };
+    let members = match wanted {
+        Wanted::Names(names) => Members::Listed(names),
+        _ => Members::Whole(&there),
+    };
+    let mut tar = pack_stream(&place.directory, &sandbox(site), content(spec), members)?;
     let said = Some(listen(&mut tar));
-    Ok(Packing { tar, said })
+    Ok(Packing { tar, said, may_change: matches!(wanted, Wanted::Root) })
 }
 
 /// What tar's place is mounted on, in a namespace of its own: any directory does that is there, and nothing has to be made. This one
@@ -80,7 +150,7 @@ impl Packing {
     pub fn finish(mut self) -> Result<()> {
         let status = self.tar.wait().context("wait for tar")?;
         let said = self.said.take().and_then(|said| said.join().ok()).unwrap_or_default();
-        if status.success() {
+        if status.success() || self.may_change && status.code() == Some(CHANGED) {
             return Ok(());
         }
         let first: String =
@@ -98,80 +168,13 @@ impl Drop for Packing {
     }
 }
 
-/// Unpacks what [`pack`] has packed, and brings it to the disk.
+/// Unpacks what [`pack`] has packed.
 ///
 /// # Errors
 /// When it is damaged or cut, or the disk refuses. What is left then is the caller's to remove.
-pub fn unpack(site: &Site, name: &Name, spec: &Spec, from: &mut (dyn Read + Send)) -> Result<()> {
-    let directory = site.server(name);
-    let said = unpack_stream(from, content(spec), &format!("the files of '{name}'"), &directory, &sandbox(site))?;
+pub fn unpack(site: &Site, name: &Name, place: &Place, spec: &Spec, from: &mut (dyn Read + Send)) -> Result<()> {
+    let what = format!("the files of '{name}'");
+    let said = unpack_stream(from, content(spec), &what, &place.directory, &sandbox(site))?;
     said.iter().for_each(|line| log::warn!("'{name}': {line}"));
-    let volume = volume::writable(site, name, spec.volume);
-    if !volume.is_dir() {
-        bail!("the files that came of '{name}' are no volume: {} is missing", volume.display());
-    }
-    let opened = File::open(&volume).with_context(|| format!("open {}", volume.display()))?;
-    rustix::fs::syncfs(&opened).with_context(|| format!("bring {} to the disk", volume.display()))
-}
-
-/// What the server's files take on the disk. Of a running one they come and go meanwhile.
-///
-/// # Errors
-/// When they cannot be read.
-pub fn measure(site: &Site, name: &Name, spec: &Spec) -> Result<Size> {
-    let volume = volume::writable(site, name, spec.volume);
-    if !volume.is_dir() {
-        let message = format!("the volume of '{name}' is gone: {} is missing", volume.display());
-        return Err(Failure::new(Exit::NoServer, message).into());
-    }
-    let mut size = Size::default();
-    add(&volume, &mut size, &mut BTreeSet::new())?;
-    add(&state::suspended_directory(site, name), &mut size, &mut BTreeSet::new())?;
-    Ok(size)
-}
-
-/// Hard links take space once.
-fn add(directory: &Path, size: &mut Size, seen: &mut BTreeSet<u64>) -> Result<()> {
-    let read = || format!("read {}", directory.display());
-    let entries = match fs::read_dir(directory) {
-        // Gone, or something else by now.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(()),
-        entries => entries.with_context(read)?,
-    };
-    for entry in entries {
-        let entry = entry.with_context(read)?;
-        let meta = match entry.metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            meta => meta.with_context(|| format!("stat {}", entry.path().display()))?,
-        };
-        size.entries += 1;
-        if meta.is_dir() || meta.nlink() == 1 || seen.insert(meta.ino()) {
-            size.bytes += meta.blocks() * 512;
-        }
-        if meta.is_dir() {
-            add(&entry.path(), size, seen)?;
-        }
-    }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hard_links_are_measured_once() {
-        let root = tempfile::tempdir().unwrap();
-        fs::create_dir(root.path().join("d")).unwrap();
-        fs::write(root.path().join("d/a"), vec![1; 1 << 16]).unwrap();
-        let measured = || {
-            let mut size = Size::default();
-            add(root.path(), &mut size, &mut BTreeSet::new()).unwrap();
-            size
-        };
-        let before = measured();
-        assert!(before.bytes >= 1 << 16 && before.entries == 2, "{before:?}");
-        fs::hard_link(root.path().join("d/a"), root.path().join("b")).unwrap();
-        assert_eq!(measured(), Size { entries: 3, ..before });
-    }
 }

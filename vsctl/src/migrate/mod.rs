@@ -1,10 +1,11 @@
 //! Migration: a server moves to another host, and is never on both to run (`docs/migration.md`).
 //!
 //! ```text
-//! source  offer ─► prepare ─► pause ─► volume ──────────► (restore) ──────────────► moved ─► commit ──────────► start ─► remove
-//! target  checked    ready             all on its disk: incoming  whole, and still           its own: committed  started
+//! source  offer ─► prepare ─► files ─► pause ─► changes ─► whole ───────────► (restore) ────► moved ─► commit ───────► start ─► remove
+//! target  checked    ready    arrived           arrived    on its disk: incoming  all there, still     its own: committed  started
 //! ```
 
+mod changes;
 mod check;
 mod files;
 mod link;

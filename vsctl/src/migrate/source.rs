@@ -3,13 +3,16 @@
 //! Until `migration.toml` says `moved`, the server is this host's own, and a failure lets it go on here. From then on it is the
 //! target's, and `--continue` says so again until the target has heard it and the copy here is gone.
 
+use std::io::{Read, Write};
+
 use anyhow::{Context, Result};
 use kernel::file::write_atomic;
 use kernel::lock::Flock;
 use kernel::process::wait_for_joined_threads;
 
+use super::files::{Place, Wanted};
 use super::link::Link;
-use super::wire::{Deal, Lost, Message, Offer, Size, send_bulk, unexpected};
+use super::wire::{Channel, Deal, Lost, Message, Offer, Size, Sum, send_bulk, unexpected};
 use super::{files, processes};
 use crate::checkpoint::{self, kept};
 use crate::edit;
@@ -138,13 +141,25 @@ fn examine(site: &Site, server: &Server, pause: &Pause, lock: &Flock) -> Result<
         State::Frozen => return refuse("is frozen", format!("`vsctl thaw {name}` first")),
         _ => return refuse("is half started or stopped", "`vsctl doctor --fix` takes that back".into()),
     };
-    let mut size = files::measure(site, name, &server.spec)?;
+    let mut size = Place::of(site, name, &server.spec)?.survey(name)?.size();
     if runs && is_whole {
         checkpoint::check(site, server, lock)?;
         // An upper bound: what is in files is not in the images.
         size.bytes += World::new(site).group(&site.server_cgroup(name))?.usage()?.memory_bytes;
     }
     Ok(Found { size, runs, is_whole })
+}
+
+/// Sends a bulk stream. Where the other side has ended because of something, it has said that before.
+fn stream<R: Read, W: Write>(
+    channel: &mut Channel<R, W>,
+    from: &mut dyn Read,
+    moved: &mut dyn FnMut(u64),
+) -> Result<Sum> {
+    match send_bulk(channel, from, moved) {
+        Err(error) if error.is::<Lost>() => Err(channel.receive().err().unwrap_or(error)),
+        sent => sent,
+    }
 }
 
 /// The server goes on where it was.
@@ -215,6 +230,17 @@ impl<'a> Departure<'a> {
         self.link.channel()?.send(&Message::Prepare)?;
         self.link.channel()?.expect(&Message::Ready)?;
         self.moment()?;
+        let place = Place::of(self.site, &server.name, &server.spec)?;
+        let mut before = None;
+        if found.runs {
+            progress.phase("sending the volume", Some(found.size.bytes));
+            let survey = place.survey(&server.name)?;
+            // In this order: see `changes`.
+            place.sync()?;
+            self.send_files(server, &place, Wanted::Root, None, progress)?;
+            before = Some(survey);
+            self.moment()?;
+        }
         match pause {
             _ if !found.runs => {}
             Pause::Stop(manner) => {
@@ -227,19 +253,21 @@ impl<'a> Departure<'a> {
             }
         }
         self.moment()?;
-        progress.phase("sending the volume", Some(found.size.bytes));
-        let mut packing = files::pack(self.site, &server.name, &server.spec)?;
-        let channel = self.link.channel()?;
-        let sum = match send_bulk(channel, &mut packing.output()?, &mut |bytes| progress.advance(bytes)) {
-            // It has ended because of something, and has said it before that.
-            Err(error) if error.is::<Lost>() => return Err(channel.receive().err().unwrap_or(error)),
-            sent => sent?,
-        };
-        packing.finish()?;
+        match before {
+            None => {
+                progress.phase("sending the volume", Some(found.size.bytes));
+                self.send_files(server, &place, Wanted::All, None, progress)?;
+            }
+            Some(before) => {
+                let changes = place.survey(&server.name)?.since(&before);
+                progress.phase("sending what has changed", Some(changes.size.bytes));
+                self.send_files(server, &place, Wanted::Names(&changes.names), Some(&changes.listing), progress)?;
+            }
+        }
         self.moment()?;
         progress.phase("waiting for the disk", None);
         let channel = self.link.channel()?;
-        channel.send(&Message::End(sum))?;
+        channel.send(&Message::Whole)?;
         channel.expect(&Message::Prepared)?;
         self.is_prepared = true;
         self.moment()?;
@@ -248,6 +276,31 @@ impl<'a> Departure<'a> {
             self.restore()?;
         }
         Ok(())
+    }
+
+    /// Sends files, with the listing of all of them where only some are sent.
+    fn send_files(
+        &mut self,
+        server: &Server,
+        place: &Place,
+        wanted: Wanted<'_>,
+        listing: Option<&[u8]>,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        let channel = self.link.channel()?;
+        match listing {
+            None => channel.send(&Message::Files)?,
+            Some(mut listing) => {
+                channel.send(&Message::Changes)?;
+                let sum = stream(channel, &mut listing, &mut |_| {})?;
+                channel.send(&Message::End(sum))?;
+            }
+        }
+        let mut packing = files::pack(self.site, place, &server.spec, wanted)?;
+        let sum = stream(channel, &mut packing.output()?, &mut |bytes| progress.advance(bytes))?;
+        packing.finish()?;
+        channel.send(&Message::End(sum))?;
+        channel.expect(&Message::Arrived)
     }
 
     /// Has the processes brought back there, whole and still: what speaks against it is found while they can go on here.

@@ -12,8 +12,9 @@ use kernel::lock::Flock;
 use kernel::process::wait_for_joined_threads;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::files::Place;
 use super::wire::{Bulk, Channel, Deal, Lost, Message, Offer, Problem, is_lost, unexpected};
-use super::{check, files};
+use super::{changes, check, files};
 use crate::checkpoint;
 use crate::events;
 use crate::failure::{Exit, Failure};
@@ -166,7 +167,27 @@ impl Session<'_> {
         self.moment()?;
         self.channel.send(&Message::Ready)?;
         let name = &offer.deal.name;
-        files::unpack(self.site, name, spec, &mut Bulk::new(&mut self.channel))?;
+        let place = Place::of(self.site, name, spec)?;
+        let mut listing = None;
+        loop {
+            match self.channel.receive()? {
+                Message::Files => {}
+                Message::Changes => {
+                    let mut told = Vec::new();
+                    Bulk::new(&mut self.channel).read_to_end(&mut told).context("hear which files there are")?;
+                    changes::make_room(&place.directory, &place.members(), &told)?;
+                    listing = Some(told);
+                }
+                Message::Whole => break,
+                other => return Err(unexpected(&other)),
+            }
+            files::unpack(self.site, name, &place, spec, &mut Bulk::new(&mut self.channel))?;
+            self.channel.send(&Message::Arrived)?;
+        }
+        if let Some(listing) = listing {
+            changes::check_whole(&place.directory, &place.members(), &listing)?;
+        }
+        place.sync()?;
         let server = Server { name: name.clone(), spec: spec.clone(), record: record.clone() };
         checkpoint::adopt(self.site, &server)?;
         self.moment()

@@ -42,8 +42,16 @@ pub enum Message {
     Checked(Vec<Problem>),
     /// Reserve what was offered.
     Prepare,
-    /// It is reserved, and the volume can come.
+    /// It is reserved, and its files can come.
     Ready,
+    /// All files come, in a bulk stream.
+    Files,
+    /// A listing of all files comes, and then those that are new in it: two bulk streams.
+    Changes,
+    /// They have come, and more may.
+    Arrived,
+    /// These were all.
+    Whole,
     /// A bulk stream is over, and this is what was sent.
     End(Sum),
     /// All is on the target's disk, and no command there starts it.
@@ -499,6 +507,10 @@ mod tests {
             (Message::Checked(vec![problem.clone()]), r#"{"checked":[{"exit":43,"message":"there","hint":null}]}"#),
             (Message::Prepare, r#""prepare""#),
             (Message::Ready, r#""ready""#),
+            (Message::Files, r#""files""#),
+            (Message::Changes, r#""changes""#),
+            (Message::Arrived, r#""arrived""#),
+            (Message::Whole, r#""whole""#),
             (Message::End(Sum { bytes: 3, sha256: "ab".into() }), r#"{"end":{"bytes":3,"sha256":"ab"}}"#),
             (Message::Prepared, r#""prepared""#),
             (Message::Restore(deal()), r#"{"restore":{"name":"web1","uuid":"u","transaction":"t"}}"#),

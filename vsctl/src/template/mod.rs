@@ -55,7 +55,7 @@ use stage::Stage;
 pub use copy::copy_tree;
 pub use definition::{Init, buildable};
 pub use remove::remove_tree;
-pub use unpack::{Content, listen, pack_stream, unpack_stream};
+pub use unpack::{Content, Members, listen, pack_stream, unpack_stream};
 
 /// Where the host keeps its static busybox.
 const BUSYBOX: &str = "/bin/busybox";

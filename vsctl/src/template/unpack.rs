@@ -151,9 +151,18 @@ pub fn unpack_stream(
     judge(&outcome.map_err(|_| anyhow::anyhow!("the unpacking thread panicked"))??, Path::new(name))
 }
 
+/// What is packed of a directory.
+#[derive(Debug, Clone, Copy)]
+pub enum Members<'a> {
+    /// These, with everything that is in them.
+    Whole(&'a [&'a Path]),
+    /// The paths in this list, each with a NUL behind it, and nothing that is in them.
+    Listed(&'a [u8]),
+}
+
 /// Begins to pack `members` of `root`, in such a place as they are unpacked in: where tar finds no list of users, it writes those of
 /// access lists as numbers, which the unpacking needs. The archive comes from the child's standard output.
-pub fn pack_stream(root: &Path, sandbox: &Path, content: Content, members: &[&Path]) -> Result<Child> {
+pub fn pack_stream(root: &Path, sandbox: &Path, content: Content, members: Members<'_>) -> Result<Child> {
     check_programs(Packing::None)?;
     let work = || {
         enter(root, sandbox, content).context("cannot make a safe place to pack in")?;
@@ -162,7 +171,13 @@ pub fn pack_stream(root: &Path, sandbox: &Path, content: Content, members: &[&Pa
         // Sockets stay behind without a word.
         tar.args(["--acls", "--xattrs", "--warning=no-file-ignored"]).args(content.attributes());
         // There is no /dev/null in that place.
-        let mut child = spawn(tar.arg("--").args(members).stdin(Stdio::piped()))?;
+        let mut child = match members {
+            Members::Whole(members) => spawn(tar.arg("--").args(members).stdin(Stdio::piped()))?,
+            Members::Listed(names) => {
+                let list = kernel::memfd::sealed("names", names)?;
+                spawn(tar.args(["--no-recursion", "--null", "--files-from=-"]).stdin(list))?
+            }
+        };
         child.stdin = None;
         Ok(child)
     };

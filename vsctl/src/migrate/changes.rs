@@ -1,0 +1,348 @@
+//! What has changed in a server's files since they were sent, so that only that is sent while it stands still.
+//!
+//! A file has changed when its inode, kind, length or time of change (`st_ctime`) is another. A program that writes through a mapping
+//! changes that time at its first write to a page that is clean, so the order is: survey, everything to the disk, and then the reading.
+//! What was written before that is read, and what is written after it has another time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{llistxattr, lremovexattr};
+
+use super::wire::Size;
+
+/// Times of change are those of the kernel's last tick (at most 10 ms, `CONFIG_HZ` ≥ 100): what has changed within two of them before
+/// a survey may change once more and keep its time.
+const TICKS_NS: i128 = 20_000_000;
+
+/// What a file has as long as it is not changed, and its space, which comes and goes while it is brought to the disk.
+#[derive(Debug, Clone, Copy)]
+struct Stamp {
+    inode: u64,
+    mode: u32,
+    length: u64,
+    changed_ns: i128,
+    disk_bytes: u64,
+}
+
+impl Stamp {
+    fn is_same(self, other: &Self) -> bool {
+        let key = |stamp: &Self| (stamp.inode, stamp.mode, stamp.length, stamp.changed_ns);
+        key(&self) == key(other)
+    }
+
+    fn is_directory(self) -> bool {
+        self.mode & nix::libc::S_IFMT == nix::libc::S_IFDIR
+    }
+}
+
+/// The files of a server at one time, by their paths below its directory.
+#[derive(Debug, Default)]
+pub struct Survey {
+    files: BTreeMap<PathBuf, Stamp>,
+    began_ns: i128,
+}
+
+/// How a file of a listing is told, before its path: it stays as it is, it comes anew, it is a directory that comes anew.
+const SAME: u8 = b'=';
+const ANEW: u8 = b'+';
+const DIRECTORY: u8 = b'/';
+
+/// What has changed from one survey to another.
+#[derive(Debug)]
+pub struct Changes {
+    /// All files that there are now, each with what is to happen to it; what is not listed is gone.
+    pub listing: Vec<u8>,
+    /// The paths of those to be sent, each with a NUL behind it.
+    pub names: Vec<u8>,
+    /// What these take on the disk, a file with several names each time.
+    pub size: Size,
+}
+
+impl Survey {
+    /// Looks at everything in `members` of `directory`, as far as it is there. Sockets are left out, as they are when it is packed.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn take(directory: &Path, members: &[&Path]) -> Result<Self> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut survey = Self { files: BTreeMap::new(), began_ns: now.as_nanos() as i128 };
+        walk(directory, members, &mut |path, meta| {
+            if !meta.file_type().is_socket() {
+                let stamp = Stamp {
+                    inode: meta.ino(),
+                    mode: meta.mode(),
+                    length: meta.len(),
+                    changed_ns: i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec()),
+                    disk_bytes: meta.blocks() * 512,
+                };
+                survey.files.insert(path.to_owned(), stamp);
+            }
+            Ok(())
+        })?;
+        Ok(survey)
+    }
+
+    /// What everything takes on the disk. Hard links take space once.
+    pub fn size(&self) -> Size {
+        let mut seen = BTreeSet::new();
+        let first = |stamp: &&Stamp| stamp.is_directory() || seen.insert(stamp.inode);
+        let bytes = self.files.values().filter(first).map(|stamp| stamp.disk_bytes).sum();
+        Size { bytes, entries: self.files.len() as u64 }
+    }
+
+    /// What has to be sent to somebody who has everything that was read after the survey `before`.
+    pub fn since(&self, before: &Survey) -> Changes {
+        let settled_ns = before.began_ns - TICKS_NS;
+        let is_same = |path: &PathBuf, stamp: &Stamp| {
+            before.files.get(path).is_some_and(|known| known.is_same(stamp) && known.changed_ns < settled_ns)
+        };
+        let mut anew: BTreeSet<&Path> = BTreeSet::new();
+        for (path, _) in self.files.iter().filter(|(path, stamp)| !is_same(path, stamp)) {
+            anew.insert(path);
+            // Putting a file into a directory gives that another time than it had.
+            anew.extend(path.parent().filter(|parent| self.files.contains_key(*parent)));
+        }
+        let (mut listing, mut names, mut size) = (Vec::new(), Vec::new(), Size::default());
+        for (path, stamp) in &self.files {
+            let mut kind = SAME;
+            let bytes = path.as_os_str().as_bytes();
+            if anew.contains(path.as_path()) {
+                kind = if stamp.is_directory() { DIRECTORY } else { ANEW };
+                names.extend(bytes);
+                names.push(0);
+                size.bytes += stamp.disk_bytes;
+                size.entries += 1;
+            }
+            listing.push(kind);
+            listing.extend(bytes);
+            listing.push(0);
+        }
+        Changes { listing, names, size }
+    }
+}
+
+/// A listing as it is understood.
+fn parse(listing: &[u8]) -> Result<BTreeMap<&Path, u8>> {
+    let mut files = BTreeMap::new();
+    for line in listing.split_inclusive(|byte| *byte == 0) {
+        match line {
+            [kind @ (SAME | ANEW | DIRECTORY), path @ .., 0] if !path.is_empty() => {
+                files.insert(Path::new(OsStr::from_bytes(path)), *kind)
+            }
+            _ => bail!("a line of the files' listing is damaged: {:?}", String::from_utf8_lossy(line)),
+        };
+    }
+    Ok(files)
+}
+
+/// Takes away, of what is in `members` of `directory`, everything that is not in `listing` or comes anew.
+///
+/// # Errors
+/// When the listing is damaged, or the disk refuses.
+pub fn make_room(directory: &Path, members: &[&Path], listing: &[u8]) -> Result<()> {
+    let listed = parse(listing)?;
+    walk(directory, members, &mut |path, meta| {
+        let full = directory.join(path);
+        match listed.get(path) {
+            Some(&SAME) => Ok(()),
+            // What it has of attributes is added to what it had.
+            Some(&DIRECTORY) if meta.is_dir() => clear_attributes(&full),
+            _ if meta.is_dir() => fs::remove_dir_all(&full),
+            _ => fs::remove_file(&full),
+        }
+        .with_context(|| format!("make room for {}", full.display()))
+    })
+}
+
+/// Whether there is in `members` of `directory` what is in `listing`, and nothing else.
+///
+/// # Errors
+/// The first file that is missing or too many; when they cannot be read.
+pub fn check_whole(directory: &Path, members: &[&Path], listing: &[u8]) -> Result<()> {
+    let mut missing = parse(listing)?;
+    walk(directory, members, &mut |path, _| match missing.remove(path) {
+        Some(_) => Ok(()),
+        None => bail!("{} came, and is not among the files that there are", path.display()),
+    })?;
+    match missing.into_keys().next() {
+        None => Ok(()),
+        Some(path) => bail!("{} did not come", path.display()),
+    }
+}
+
+/// The kernel lists no more (`XATTR_LIST_MAX` of linux/limits.h).
+const NAMES_MAX_BYTES: usize = 65_536;
+
+fn clear_attributes(directory: &Path) -> io::Result<()> {
+    let mut names = vec![0_u8; NAMES_MAX_BYTES];
+    let length = llistxattr(directory, &mut names[..])?;
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        lremovexattr(directory, name)?;
+    }
+    Ok(())
+}
+
+/// Calls `see` for everything in `members` of `directory`, with its path below that: directories before what is in them, and what is
+/// no directory any more after that is not gone into. What goes away meanwhile is passed over.
+fn walk(directory: &Path, members: &[&Path], see: &mut dyn FnMut(&Path, &fs::Metadata) -> Result<()>) -> Result<()> {
+    let mut left: Vec<PathBuf> = members.iter().rev().map(|member| member.to_path_buf()).collect();
+    while let Some(path) = left.pop() {
+        let full = directory.join(&path);
+        let gone = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+        let meta = match fs::symlink_metadata(&full) {
+            Err(error) if gone(&error) => continue,
+            meta => meta.with_context(|| format!("stat {}", full.display()))?,
+        };
+        see(&path, &meta)?;
+        if !meta.is_dir() {
+            continue;
+        }
+        let read = || format!("read {}", full.display());
+        let entries = match fs::read_dir(&full) {
+            Err(error) if gone(&error) => continue,
+            entries => entries.with_context(read)?,
+        };
+        for entry in entries {
+            left.push(path.join(entry.with_context(read)?.file_name()));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::{XattrFlags, lsetxattr};
+
+    use super::*;
+
+    const VOLUME: &str = "volume";
+
+    fn tree() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("volume/etc/deep")).unwrap();
+        fs::create_dir(root.path().join("beside")).unwrap();
+        for (file, text) in [("etc/a", "one"), ("etc/b", "two"), ("etc/deep/c", "three")] {
+            fs::write(root.path().join(VOLUME).join(file), text).unwrap();
+        }
+        fs::hard_link(root.path().join("volume/etc/a"), root.path().join("volume/also-a")).unwrap();
+        root
+    }
+
+    fn survey(root: &Path) -> Survey {
+        Survey::take(root, &[VOLUME.as_ref(), "not-there".as_ref()]).unwrap()
+    }
+
+    /// A survey that lies so far behind that every time of change in it counts.
+    fn settled(root: &Path) -> Survey {
+        let survey = survey(root);
+        let later = survey.files.values().map(|stamp| stamp.changed_ns).max().unwrap() + TICKS_NS + 1;
+        // Nothing changes in the tick in which it was taken.
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        Survey { began_ns: later, ..survey }
+    }
+
+    fn lines(listing: &[u8]) -> Vec<String> {
+        let lines = listing.split(|byte| *byte == 0).filter(|line| !line.is_empty());
+        lines.map(|line| String::from_utf8_lossy(line).into_owned()).collect()
+    }
+
+    #[test]
+    fn hard_links_take_space_once() {
+        let root = tree();
+        fs::write(root.path().join("volume/etc/a"), vec![1; 1 << 16]).unwrap();
+        let before = survey(root.path()).size();
+        assert!(before.bytes >= 1 << 16 && before.entries == 7, "{before:?}");
+        fs::remove_file(root.path().join("volume/also-a")).unwrap();
+        assert_eq!(survey(root.path()).size(), Size { entries: 6, ..before });
+    }
+
+    #[test]
+    fn nothing_changed_nothing_is_sent() {
+        let root = tree();
+        let before = settled(root.path());
+        let changes = survey(root.path()).since(&before);
+        assert!(changes.names.is_empty() && changes.size == Size::default());
+        assert_eq!(lines(&changes.listing).len(), 7);
+    }
+
+    #[test]
+    fn what_changed_is_sent_by_all_its_names_with_its_directories() {
+        let root = tree();
+        let before = settled(root.path());
+        fs::write(root.path().join("volume/etc/a"), "ONE").unwrap();
+        fs::remove_file(root.path().join("volume/etc/b")).unwrap();
+        let changes = survey(root.path()).since(&before);
+        assert_eq!(
+            lines(&changes.listing),
+            ["/volume", "+volume/also-a", "/volume/etc", "+volume/etc/a", "=volume/etc/deep", "=volume/etc/deep/c"]
+        );
+        assert_eq!(lines(&changes.names), ["volume", "volume/also-a", "volume/etc", "volume/etc/a"]);
+    }
+
+    #[test]
+    fn what_was_renamed_or_has_another_mode_has_changed() {
+        let root = tree();
+        let before = settled(root.path());
+        fs::rename(root.path().join("volume/etc/deep"), root.path().join("volume/elsewhere")).unwrap();
+        let sent = lines(&survey(root.path()).since(&before).names);
+        assert_eq!(sent, ["volume", "volume/elsewhere", "volume/elsewhere/c", "volume/etc"]);
+    }
+
+    #[test]
+    fn what_changed_just_before_a_survey_is_sent_again() {
+        let root = tree();
+        let before = survey(root.path());
+        assert_eq!(lines(&survey(root.path()).since(&before).names).len(), 7);
+    }
+
+    #[test]
+    fn room_is_made_for_what_comes_and_nothing_else_is_touched() {
+        let (source, target) = (tree(), tree());
+        let at = |path: &str| target.path().join(path);
+        // It was made while the first of it was sent, and is gone again.
+        fs::create_dir(at("volume/passing")).unwrap();
+        fs::write(at("volume/passing/file"), "").unwrap();
+        lsetxattr(at("volume/etc"), "user.old", b"1", XattrFlags::empty()).unwrap();
+        symlink(at("beside"), at("volume/link")).unwrap();
+        fs::write(at("beside/kept"), "kept").unwrap();
+        let before = settled(source.path());
+        fs::write(source.path().join("volume/etc/b"), "TWO").unwrap();
+        // A directory that was a file.
+        fs::remove_file(source.path().join("volume/etc/deep/c")).unwrap();
+        fs::create_dir(source.path().join("volume/etc/deep/c")).unwrap();
+        let changes = survey(source.path()).since(&before);
+        make_room(target.path(), &[VOLUME.as_ref()], &changes.listing).unwrap();
+        assert_eq!(
+            lines(&survey(target.path()).since(&Survey::default()).names),
+            ["volume", "volume/also-a", "volume/etc", "volume/etc/a", "volume/etc/deep"]
+        );
+        assert_eq!(llistxattr(at("volume/etc"), &mut [0_u8; 64][..]).unwrap(), 0);
+        assert_eq!(fs::read_to_string(at("beside/kept")).unwrap(), "kept");
+        let whole = || check_whole(target.path(), &[VOLUME.as_ref()], &changes.listing);
+        assert!(whole().unwrap_err().to_string().contains("did not come"));
+        fs::write(at("volume/etc/b"), "TWO").unwrap();
+        fs::create_dir(at("volume/etc/deep/c")).unwrap();
+        whole().unwrap();
+        fs::write(at("volume/more"), "").unwrap();
+        assert!(whole().unwrap_err().to_string().contains("volume/more came"));
+    }
+
+    #[test]
+    fn a_damaged_listing_takes_nothing_away() {
+        let root = tree();
+        for listing in [&b"?volume\0"[..], b"=volume", b"=\0"] {
+            assert!(make_room(root.path(), &[VOLUME.as_ref()], listing).is_err());
+        }
+        assert_eq!(survey(root.path()).files.len(), 7);
+    }
+}
