@@ -19,7 +19,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Each runs a server and commands the other, by name and without being asked for anything.
 pub fn two_hosts_reach_each_other_by_name(lab: &Lab<'_>) -> Result<()> {
     let (definition, image) = lab.found(|definition, _| definition.init == Init::Minimal)?;
-    let hosts = pair(lab.workshop, definition, image, lab.payload)?;
+    let pair = pair(lab.workshop, definition, image, lab.payload)?;
+    let hosts = &pair.hosts;
     for (host, name) in hosts.iter().zip(["a", "b"]) {
         prepare(host)?;
         host.sh(&format!("vsctl create on-{name} --template busybox --start"))?;
@@ -46,11 +47,12 @@ const SEND_TEMPLATE: &str = "tar -C /var/lib/vsos/templates --format=posix --num
 /// given the server up, and has not said so.
 pub fn a_server_moves_between_two_hosts(lab: &Lab<'_>) -> Result<()> {
     let (definition, image) = lab.found(|definition, _| definition.init == Init::Minimal)?;
-    let [mut a, b] = pair(lab.workshop, definition, image, lab.payload)?;
-    for host in [&a, &b] {
+    let mut pair = pair(lab.workshop, definition, image, lab.payload)?;
+    let [a, b] = &mut pair.hosts;
+    for host in [&*a, &*b] {
         host.sh(NETWORKS)?;
     }
-    prepare(&a)?;
+    prepare(a)?;
     a.sh(
         "vsctl create web1 --template busybox --memory 64M --start && vsctl exec web1 -- sh -c 'echo kept >/root/file'",
     )?;
@@ -58,9 +60,9 @@ pub fn a_server_moves_between_two_hosts(lab: &Lab<'_>) -> Result<()> {
     ensure!(refused.code == 91 && refused.errors().contains("no template 'busybox'"), "{refused}");
     a.sh(SEND_TEMPLATE)?;
     a.sh("vsctl migrate web1 b --offline").context("move it to b")?;
-    is_at(&b, &a)?;
+    is_at(b, a)?;
     b.sh("vsctl migrate web1 a --offline").context("move it back to a")?;
-    is_at(&a, &b)?;
+    is_at(a, b)?;
     // The seventh moment: its mark says that it has moved.
     a.sh("VSOS_FAULT=migrate:7:stop setsid vsctl migrate web1 b --offline >/tmp/out 2>&1 </dev/null & sleep 0.2")?;
     eventually("a command that stops", LIMIT, || {
@@ -70,14 +72,14 @@ pub fn a_server_moves_between_two_hosts(lab: &Lab<'_>) -> Result<()> {
     .with_context(|| a.sh("cat /tmp/out; ps -ef | grep vsctl").unwrap_or_default())?;
     a.cut_power();
     a.switch_on()?;
-    for (host, state) in [(&a, "moved"), (&b, "incoming")] {
+    for (host, state) in [(&*a, "moved"), (&*b, "incoming")] {
         let status = json(host, "vsctl status web1 --json")?;
         ensure!(status["state"] == state, "{} says {status}", host.name());
         ensure!(host.run("vsctl start web1")?.code != 0, "it was started at {}", host.name());
         ensure!(host.run("vsctl doctor")?.text().contains("--continue"), "{}", host.name());
     }
     a.sh("vsctl migrate web1 b --continue")?;
-    is_at(&b, &a)
+    is_at(b, a)
 }
 
 fn is_at(host: &Host, other: &Host) -> Result<()> {
@@ -93,55 +95,56 @@ fn is_at(host: &Host, other: &Host) -> Result<()> {
 /// Suspended, moved and restored, with what it has in memory; and whatever fails or is killed on the way, it goes on at one host.
 pub fn a_running_server_goes_on_at_another_host(lab: &Lab<'_>) -> Result<()> {
     let (definition, image) = lab.found(|definition, _| definition.init == Init::Systemd)?;
-    let [a, b] = pair(lab.workshop, definition, image, lab.payload)?;
-    for host in [&a, &b] {
+    let pair = pair(lab.workshop, definition, image, lab.payload)?;
+    let [a, b] = &pair.hosts;
+    for host in [a, b] {
         host.sh(NETWORKS)?;
     }
-    prepare(&a)?;
+    prepare(a)?;
     a.sh(SEND_TEMPLATE)?;
     // It has the first number there, and so the ids on the host that ours has here.
     b.sh("vsctl create other --template busybox --ip 10.77.0.200/24")?;
     let flags = "--template busybox --migratable --memory 64M --ip 10.77.0.9/24 --ip fd77::9/64";
     a.sh(&format!("vsctl create web1 {flags} --start"))?;
-    count(&a)?;
+    count(a)?;
     const MOVE: &str = "vsctl migrate web1 b --near-live";
     let tried = a.sh(&format!("{MOVE} --dry-run"))?;
     ensure!(tried.contains("goes on there"), "{tried}");
     for moment in 3..=7 {
-        let before = counted(&a)?;
+        let before = counted(a)?;
         let failed = a.run(&format!("VSOS_FAULT=migrate:{moment}:fail {MOVE}"))?;
         ensure!(failed.code != 0 && failed.errors().contains("runs here again"), "moment {moment}: {failed}");
-        counts_on(&a, before).with_context(|| format!("failed at moment {moment}"))?;
-        nothing_at(&b)?;
+        counts_on(a, before).with_context(|| format!("failed at moment {moment}"))?;
+        nothing_at(b)?;
     }
     // The fourth moment of the other side: before it brings the processes back.
     b.sh("printf '#!/bin/sh\nexport VSOS_FAULT=migrate-receive:5:fail\nexec vsctl \"$@\"\n' >/root/faulty; chmod +x /root/faulty")?;
     a.sh("printf '#!/bin/sh\nexec ssh \"$1\" /root/faulty \"$3\"\n' >/root/shell; chmod +x /root/shell")?;
     a.sh("cp /etc/vsos/vsos.toml /root/good; printf '[migrate]\nshell = [\"/root/shell\"]\n' >>/etc/vsos/vsos.toml")?;
-    let before = counted(&a)?;
+    let before = counted(a)?;
     let failed = a.run(MOVE)?;
     ensure!(failed.errors().contains("migrate-receive:5") && failed.errors().contains("runs here again"), "{failed}");
-    counts_on(&a, before).context("failed at the other side")?;
-    nothing_at(&b)?;
+    counts_on(a, before).context("failed at the other side")?;
+    nothing_at(b)?;
     a.sh("mv /root/good /etc/vsos/vsos.toml")?;
     // Its processes are there, whole, when the command that moves them is killed.
-    let before = counted(&a)?;
+    let before = counted(a)?;
     let killed = a.run(&format!("VSOS_FAULT=migrate:7:kill {MOVE}"))?;
     ensure!(killed.code != 0, "it was not killed: {killed}");
-    ensure!(json(&a, "vsctl status web1 --json")?["state"] == "suspended");
+    ensure!(json(a, "vsctl status web1 --json")?["state"] == "suspended");
     eventually("the other side to take the processes back", LIMIT, || {
         b.run("grep -q . /sys/fs/cgroup/vsos/web1/cgroup.procs").ok().filter(|found| found.code != 0)
     })?;
-    ensure!(json(&b, "vsctl status web1 --json")?["state"] == "incoming");
+    ensure!(json(b, "vsctl status web1 --json")?["state"] == "incoming");
     a.sh("vsctl migrate web1 b --abort && vsctl resume web1")?;
-    counts_on(&a, before).context("killed when it was whole there")?;
-    nothing_at(&b)?;
+    counts_on(a, before).context("killed when it was whole there")?;
+    nothing_at(b)?;
     let seen = "vsctl exec web1 -- sh -c 'cat /sys/class/net/eth0/address; ip -o address show dev eth0 scope global | sed s/valid.*//; ip route'";
     let uptime = |host: &Host| -> Result<f64> {
         let text = host.sh("vsctl exec web1 -- cut -d' ' -f1 /proc/uptime")?;
         text.trim().parse().with_context(|| format!("an uptime: {text:?}"))
     };
-    for (from, to, name) in [(&a, &b, "b"), (&b, &a, "a")] {
+    for (from, to, name) in [(a, b, "b"), (b, a, "a")] {
         let (before, looks, up) = (counted(from)?, from.sh(seen)?, uptime(from)?);
         from.sh(&format!("vsctl migrate web1 {name} --near-live")).with_context(|| format!("move it to {name}"))?;
         counts_on(to, before).with_context(|| format!("at {name}"))?;
@@ -155,22 +158,22 @@ pub fn a_running_server_goes_on_at_another_host(lab: &Lab<'_>) -> Result<()> {
         to.sh("vsctl exec web1 -- ping -c 1 -w 20 10.77.0.1")?;
         let left = from.sh("vsctl list -a -H -o name | grep -v other; true")?;
         ensure!(left.is_empty(), "left at the other host: {left}");
-        for host in [&a, &b] {
+        for host in [a, b] {
             let found = host.run("vsctl doctor")?;
             ensure!(found.text().contains("nothing was left behind"), "{found}");
         }
     }
     // Given up, and not told: it goes on there from the images.
-    let before = counted(&a)?;
+    let before = counted(a)?;
     let killed = a.run(&format!("VSOS_FAULT=migrate:8:kill {MOVE}"))?;
-    ensure!(killed.code != 0 && json(&a, "vsctl status web1 --json")?["state"] == "moved", "{killed}");
+    ensure!(killed.code != 0 && json(a, "vsctl status web1 --json")?["state"] == "moved", "{killed}");
     a.sh("vsctl migrate web1 b --continue")?;
-    counts_on(&b, before).context("after --continue")?;
+    counts_on(b, before).context("after --continue")?;
     // Suspended it moves as it is, and boots anew where that is wanted.
     b.sh("vsctl suspend web1 && vsctl migrate web1 a --offline")?;
-    ensure!(json(&a, "vsctl status web1 --json")?["state"] == "suspended");
+    ensure!(json(a, "vsctl status web1 --json")?["state"] == "suspended");
     a.sh("vsctl resume web1")?;
-    counts_on(&a, before).context("moved while it was suspended")
+    counts_on(a, before).context("moved while it was suspended")
 }
 
 /// Nothing of `web1` is at `host`.

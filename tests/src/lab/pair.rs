@@ -1,19 +1,37 @@
 //! Two hosts on one segment that reach each other by name.
 
-use anyhow::Result;
+use std::fs;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result};
 
 use super::{definition::Definition, host::Host, image::Image, machine::Segment, payload::Payload, workshop::Workshop};
+
+/// How many pairs there have been. Held by the one that is: two hosts fill two processors.
+static PAIRS: Mutex<u32> = Mutex::new(0);
+
+/// Two hosts, and nobody else's two as long as they are there.
+pub struct Pair {
+    /// They.
+    pub hosts: [Host; 2],
+    _alone: MutexGuard<'static, u32>,
+}
 
 /// Boots two hosts of one image, called `a` and `b`. Each reaches the other by that name, as root by ssh without being
 /// asked. Their addresses are 192.0.2.1 and 192.0.2.2, which RFC 5737 keeps for documents.
 ///
 /// # Errors
 /// When one does not come up.
-pub fn pair(workshop: &Workshop, definition: &Definition, image: &Image, payload: &Payload) -> Result<[Host; 2]> {
+pub fn pair(workshop: &Workshop, definition: &Definition, image: &Image, payload: &Payload) -> Result<Pair> {
+    let mut number = PAIRS.lock().unwrap_or_else(PoisonError::into_inner);
+    *number += 1;
+    let place = format!("pair-{number}");
+    let directory = workshop.run().join(&place);
+    fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
     payload.add("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n192.0.2.1 a\n192.0.2.2 b\n")?;
     let make = |name: &str, number: u8| -> Result<Host> {
-        let mut host = Host::make(workshop, definition, image, payload, name)?;
-        host.join(Segment { directory: workshop.run().to_owned(), number, other: 3 - number });
+        let mut host = Host::make(workshop, definition, image, payload, &format!("{place}/{name}"))?;
+        host.join(Segment { directory: directory.clone(), number, other: 3 - number });
         host.begin()?;
         Ok(host)
     };
@@ -25,5 +43,5 @@ pub fn pair(workshop: &Workshop, definition: &Definition, image: &Image, payload
             "echo {name} >/etc/hostname; hostname {name} 2>/dev/null || echo {name} >/proc/sys/kernel/hostname"
         ))?;
     }
-    Ok(hosts)
+    Ok(Pair { hosts, _alone: number })
 }
