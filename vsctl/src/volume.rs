@@ -4,6 +4,7 @@
 //! servers/NAME/volume/upper/ work/   overlay: the server's changes over the template, owners plain
 //! servers/NAME/volume/root/          dir: a full copy
 //! servers/NAME/volume/suspended/     either: the images of its processes, while it is suspended
+//! servers/NAME/volume/memory/N/      … and what of its memory was written before that, round by round
 //! ```
 
 use std::path::PathBuf;
@@ -30,6 +31,9 @@ pub fn writable(site: &Site, name: &Name, kind: VolumeKind) -> PathBuf {
 
 /// The images of a suspended server's processes, in its volume.
 pub const IMAGES: &str = "suspended";
+
+/// What of their memory was written while they still ran.
+pub const MEMORY: &str = "memory";
 
 /// The part of a volume that is written.
 pub fn layer(kind: VolumeKind) -> &'static str {

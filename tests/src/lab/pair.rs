@@ -30,7 +30,7 @@ pub fn pair(workshop: &Workshop, definition: &Definition, image: &Image, payload
     fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
     payload.add("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n192.0.2.1 a\n192.0.2.2 b\n")?;
     let make = |name: &str, number: u8| -> Result<Host> {
-        let mut host = Host::make(workshop, definition, image, payload, &format!("{place}/{name}"))?;
+        let mut host = Host::make(workshop, definition, image, payload, &format!("{place}-{name}"))?;
         host.join(Segment { directory: directory.clone(), number, other: 3 - number });
         host.begin()?;
         Ok(host)

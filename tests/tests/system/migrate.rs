@@ -290,6 +290,8 @@ fn what_changes_while_it_is_sent_arrives_too(site: &Site) -> Result<()> {
     for (flags, tree) in [("--net bridge", "upper"), ("--volume dir", "root"), ("--privileged", "upper")] {
         let server = site.template("busybox")?.server("web1").with(flags).start()?;
         server.sh(FILES)?;
+        let beside = |site: &Site| site.path("var/lib/vsos/servers/web1/console.log.1");
+        fs::write(beside(site), "an older log")?;
         // Each of the two passes is all of it or nothing: what a tick may hide is behind it.
         std::thread::sleep(Duration::from_millis(100));
         // The third moment: all of it was sent while it ran, and it runs still.
@@ -314,6 +316,7 @@ fn what_changes_while_it_is_sent_arrives_too(site: &Site) -> Result<()> {
         drop(server);
         let there = Running::adopt(&hosts.to, "web1");
         same(&before, &files(&hosts.to)?).context(flags)?;
+        ensure!(fs::read_to_string(beside(&hosts.to))? == "an older log", "{flags}");
         ensure!(there.sh("cat /srv/empty; stat -c %h /srv/moved/b")? == "file\n2");
         hosts.nothing_at(site)?;
         hosts.to.ok(["destroy", "--force", "web1"])?;
@@ -374,7 +377,7 @@ fn all_that_speaks_against_it_is_said_at_once(site: &Site) -> Result<()> {
     let flags = format!("--mount {}:/mnt", shared.display());
     let server = site.template("busybox")?.server("web1").with(&flags).start()?;
     let taken = server.status()?["addresses"][0].as_str().context("no address")?.to_owned();
-    site.run(["migrate", "web1", "there"])?.failure(5, &["cannot be moved while it runs", "--offline"])?;
+    site.run(["migrate", "web1", "there"])?.failure(20, &["how is it to be moved", "--offline"])?;
     site.run(["migrate", "--offline", "web1", "--", "-there"])?.failure(20, &["'-there' is no host"])?;
     site.run(["migrate", "web2", "there", "--offline"])?.failure(44, &["web2"])?;
     let _taker = hosts.to.template("busybox")?.server("other").with(&format!("--ip {taken}")).create()?;

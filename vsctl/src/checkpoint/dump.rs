@@ -1,13 +1,14 @@
 //! A dump: a running server's processes to images, and then their end, or on with them.
 
 use std::fs::DirBuilder;
-use std::os::unix::fs::{DirBuilderExt, chown};
-use std::path::Path;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use kernel::cgroup::Group;
 use kernel::lock::Flock;
 
+use super::ahead::Ahead;
 use super::image::{self, Manifest};
 use super::{blockers, clear};
 use crate::criu::message::{Kind, Options as CriuOptions};
@@ -44,6 +45,7 @@ pub struct Subject<'a> {
     criu: Criu,
     version: String,
     lock: &'a Flock,
+    ahead: Option<&'a Ahead>,
 }
 
 impl<'a> Subject<'a> {
@@ -58,7 +60,30 @@ impl<'a> Subject<'a> {
         let criu = super::criu(site);
         let version = super::version(&criu)?;
         check_processes(site, server, &status)?;
-        Ok(Self { site, server, status, criu, version, lock })
+        Ok(Self { site, server, status, criu, version, lock, ahead: None })
+    }
+
+    /// With memory that was written `ahead`, which must stay where it is.
+    pub fn after(self, ahead: &'a Ahead) -> Self {
+        Self { ahead: Some(ahead), ..self }
+    }
+
+    /// Writes what its memory has since the images in `parent` into the directory `images`, and lets it go on.
+    ///
+    /// # Errors
+    /// What CRIU says.
+    pub fn write_ahead(&self, images: &Path, parent: Option<PathBuf>) -> Result<()> {
+        let options = CriuOptions {
+            parent_img: parent.map(|parent| parent.display().to_string()),
+            track_mem: Some(true),
+            ..self.options()?
+        };
+        let logs = self.site.server(&self.server.name);
+        let mut session = self.criu.begin(Kind::PreDump, images, &logs, options, Some(self.lock))?;
+        while let Event::Stage { .. } = session.listen()? {
+            session.go_on()?;
+        }
+        Ok(())
     }
 
     /// Dumps it into the new directory `images`. `commit` names them while nothing of the server moves: from then on they count.
@@ -67,7 +92,7 @@ impl<'a> Subject<'a> {
     /// What CRIU, the kernel or `commit` says, and what has become of the server.
     pub fn dump(&self, images: &Path, then: Then, commit: impl Fn(Manifest) -> Result<()>) -> Result<()> {
         DirBuilder::new().mode(0o710).create(images).with_context(|| format!("make {}", images.display()))?;
-        give_to_server(images, self.server.first_id(self.site))?;
+        super::give(images, self.server.first_id(self.site), super::PASS)?;
         // Told first, so that it leaves the taking back to us; should we fail, it watches on.
         let handed = match then {
             Then::End => Some(monitor::hand_over(self.site, &self.server.name)?),
@@ -91,14 +116,11 @@ impl<'a> Subject<'a> {
         let name = &server.name;
         let world = World::new(site);
         let group = world.group(&site.server_cgroup(name))?;
-        let sources = boot::from_host(site, server, &self.status.init)?;
-        let external = sources.iter().map(|(_, inside)| format!("mnt[{}]:{}", inside.display(), inside.display()));
-        let root = site.server_run(name).join("root");
         let options = CriuOptions {
-            pid: Some(self.status.pid),
             leave_running: Some(then == Then::GoOn),
-            freeze_cgroup: group.unified_directory().map(|directory| directory.display().to_string()),
-            ..restore::common(&root, external.collect())
+            parent_img: self.ahead.and_then(Ahead::parent).map(|parent| parent.display().to_string()),
+            track_mem: self.ahead.map(|_| true),
+            ..self.options()?
         };
         let at = |stage: &str| match stage {
             // Nothing reaches the server from now on, so that nothing is acknowledged that is not in the images.
@@ -122,6 +144,20 @@ impl<'a> Subject<'a> {
         }
     }
 
+    /// How CRIU finds what it is to dump.
+    fn options(&self) -> Result<CriuOptions> {
+        let Self { site, server, .. } = self;
+        let group = World::new(site).group(&site.server_cgroup(&server.name))?;
+        let sources = boot::from_host(site, server, &self.status.init)?;
+        let external = sources.iter().map(|(_, inside)| format!("mnt[{}]:{}", inside.display(), inside.display()));
+        let root = site.server_run(&server.name).join("root");
+        Ok(CriuOptions {
+            pid: Some(self.status.pid),
+            freeze_cgroup: group.unified_directory().map(|directory| directory.display().to_string()),
+            ..restore::common(&root, external.collect())
+        })
+    }
+
     /// What is written down of the server beside its images.
     fn manifest(&self, group: &Group, images: &Path) -> Result<Manifest> {
         let Self { server, status, .. } = self;
@@ -138,7 +174,7 @@ impl<'a> Subject<'a> {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             criu: self.version.clone(),
             groups: groups?,
-            files: image::survey(images)?,
+            files: image::survey(images)?.into_iter().chain(self.ahead.into_iter().flat_map(Ahead::files)).collect(),
         })
     }
 
@@ -182,15 +218,6 @@ impl<'a> Subject<'a> {
             format!("cannot put '{name}' on the disk, nor let it go on (`vsctl doctor --fix`: {error:#})")
         })
     }
-}
-
-/// Lets a server with ids from `first` up pass through the directory of its images. What it has in its memory is nobody's business; but
-/// CRIU reads it again as root of the host, and then as the server's.
-///
-/// # Errors
-/// When the directory is not there.
-pub(super) fn give_to_server(images: &Path, first: Option<u32>) -> Result<()> {
-    chown(images, Some(0), Some(first.unwrap_or(0))).with_context(|| format!("give {} away", images.display()))
 }
 
 fn check_running(site: &Site, name: &Name) -> Result<()> {

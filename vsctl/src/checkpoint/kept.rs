@@ -35,7 +35,7 @@ use crate::spec::{Spec, VolumeKind};
 use crate::store::{self, Server};
 use crate::template::record::survey;
 use crate::template::{copy_tree, remove_tree};
-use crate::volume::{self, IMAGES};
+use crate::volume::{self, IMAGES, MEMORY};
 
 /// The layout that this build writes and reads.
 const VERSION: u32 = 1;
@@ -278,8 +278,9 @@ fn copy_volume(from: &Path, to: &Path, kind: VolumeKind) -> Result<()> {
         DirBuilder::new().mode(0o755).create(&work).with_context(|| format!("make {}", work.display()))?;
     }
     copy_tree(&from.join(volume::layer(kind)), &to.join(volume::layer(kind)))?;
-    let images = from.join(IMAGES);
-    if images.exists() { copy_tree(&images, &to.join(IMAGES)) } else { Ok(()) }
+    // What was written ahead belongs to images.
+    let parts = [MEMORY, IMAGES].into_iter().filter(|part| from.join(IMAGES).exists() && from.join(part).exists());
+    parts.into_iter().try_for_each(|part| copy_tree(&from.join(part), &to.join(part)))
 }
 
 impl Kept {

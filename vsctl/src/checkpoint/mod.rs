@@ -13,6 +13,7 @@
 //!
 //! Beside these images, which are spent, a server can have others that are [kept] with its disk of the same instant.
 
+mod ahead;
 mod blockers;
 mod dump;
 mod ids;
@@ -20,6 +21,7 @@ mod image;
 pub mod kept;
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -43,6 +45,7 @@ use crate::template::remove_tree;
 use crate::volume;
 use dump::Subject;
 
+pub use ahead::{Ahead, directory as memory_directory};
 pub use dump::Then;
 pub use image::{Image as Sum, Manifest};
 
@@ -55,18 +58,27 @@ const UNFINISHED: &str = "new";
 /// Exit 31 when it does not run, 5 when it cannot be dumped; then it goes on.
 pub fn suspend(site: &Site, name: &Name, with_host: bool) -> Result<()> {
     let lock = store::lock(site, name)?;
-    suspend_held(site, &store::load(site, name)?, with_host, &lock)
+    let server = store::load(site, name)?;
+    let subject = Subject::find(site, &server, &lock)?;
+    clear(site, name)?;
+    put_down(site, &server, &subject, with_host)
 }
 
-/// [`suspend`] of a server whose lock the caller holds.
+/// [`suspend`] of a server whose lock the caller holds, and of whose memory some was written `ahead`.
 ///
 /// # Errors
 /// As [`suspend`].
-pub fn suspend_held(site: &Site, server: &Server, with_host: bool, lock: &Flock) -> Result<()> {
+pub fn suspend_held(site: &Site, server: &Server, ahead: Option<&Ahead>, lock: &Flock) -> Result<()> {
+    let subject = Subject::find(site, server, lock)?;
+    match ahead {
+        Some(ahead) => put_down(site, server, &subject.after(ahead), false),
+        None => clear(site, &server.name).and_then(|()| put_down(site, server, &subject, false)),
+    }
+}
+
+fn put_down(site: &Site, server: &Server, subject: &Subject<'_>, with_host: bool) -> Result<()> {
     let name = &server.name;
     let directory = state::suspended_directory(site, name).with_extension(UNFINISHED);
-    let subject = Subject::find(site, server, lock)?;
-    clear(site, name)?;
     subject.dump(&directory, Then::End, |manifest| {
         commit(site, server, &directory, &Manifest { with_host, ..manifest })
     })?;
@@ -194,10 +206,37 @@ pub fn adopt(site: &Site, server: &Server) -> Result<()> {
     check_fits(server, &manifest)?;
     if let Some(first) = server.first_id(site) {
         ids::give(&directory, &mut manifest, first)?;
-        dump::give_to_server(&directory, Some(first))?;
+    }
+    give(&directory, server.first_id(site), PASS)?;
+    if ahead::directory(site, &server.name).exists() {
+        give_to_server(site, server)?;
     }
     manifest.seal(&directory)
 }
+
+/// Lets a server pass through the volume to what was written ahead of its memory.
+fn give_to_server(site: &Site, server: &Server) -> Result<()> {
+    let (first, rounds) = (server.first_id(site), ahead::directory(site, &server.name));
+    give(&volume::directory(site, &server.name), first, PASS)?;
+    give(&rounds, first, PASS)?;
+    let read = || format!("read {}", rounds.display());
+    for round in fs::read_dir(&rounds).with_context(read)? {
+        give(&round.with_context(read)?.path(), first, OPEN)?;
+    }
+    Ok(())
+}
+
+/// Lets a server with ids from `first` up pass through a directory ([`PASS`]), or open it ([`OPEN`]). What it has in its memory is
+/// nobody's business; but CRIU reads it again as root of the host, and then as the server's.
+fn give(directory: &Path, first: Option<u32>, mode: u32) -> Result<()> {
+    let given = chown(directory, Some(0), Some(first.unwrap_or(0)))
+        .and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(mode)));
+    given.with_context(|| format!("give {} away", directory.display()))
+}
+
+/// Modes of directories that CRIU reads as the server's root. It opens those that it follows a link to.
+const PASS: u32 = 0o710;
+const OPEN: u32 = 0o750;
 
 /// Whether a suspended server goes on with the host's next boot in any case.
 ///
@@ -220,13 +259,19 @@ pub fn leftovers(site: &Site, name: &Name) -> Result<Vec<PathBuf>> {
     let images = state::suspended_directory(site, name);
     let mut directories = [UNFINISHED, state::USED].map(|extension| images.with_extension(extension)).to_vec();
     directories.push(kept::aside(site, name));
+    if !images.exists() {
+        directories.push(ahead::directory(site, name));
+    }
     directories.retain(|directory| directory.exists());
     directories.extend(kept::unfinished(site, name)?);
     Ok(directories)
 }
 
 /// Removes what [`leftovers`] finds. The caller has the server's lock.
-fn clear(site: &Site, name: &Name) -> Result<()> {
+///
+/// # Errors
+/// What cannot be removed.
+pub fn clear(site: &Site, name: &Name) -> Result<()> {
     leftovers(site, name)?.iter().try_for_each(|left| remove_tree(left))
 }
 

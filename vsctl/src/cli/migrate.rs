@@ -30,6 +30,12 @@ pub struct Args {
     /// Suspend it, if it runs, and let it go on there: programs and what they have in memory go along (`migratable`).
     #[arg(long, conflicts_with = "offline")]
     near_live: bool,
+    /// The same, after most of its memory was sent while it ran: it stands still for a moment only.
+    #[arg(long, conflicts_with_all = ["offline", "near_live"])]
+    live: bool,
+    /// With --live, for how many seconds it may be expected to stand still.
+    #[arg(long, value_name = "S", default_value = "1", value_parser = seconds)]
+    max_downtime: Duration,
     /// With --offline, seconds for an orderly shutdown; after them it is killed.
     #[arg(long, value_name = "S", default_value = "60")]
     timeout: u64,
@@ -37,11 +43,18 @@ pub struct Args {
     #[arg(long)]
     dry_run: bool,
     /// End a migration that was interrupted after the server had become the other host's.
-    #[arg(long, conflicts_with_all = ["offline", "near_live", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["offline", "near_live", "live", "dry_run"])]
     r#continue: bool,
     /// Remove what the other host has of a server that was kept here.
-    #[arg(long, conflicts_with_all = ["offline", "near_live", "dry_run", "continue"])]
+    #[arg(long, conflicts_with_all = ["offline", "near_live", "live", "dry_run", "continue"])]
     abort: bool,
+}
+
+/// Seconds, with or without an `s`.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 =
+        text.strip_suffix('s').unwrap_or(text).parse().map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(number).map_err(|error| error.to_string())
 }
 
 /// Runs the command.
@@ -56,14 +69,13 @@ pub fn run(args: &Args, site: &Site) -> Result<i32> {
     if args.r#continue {
         return progress::shown(name, |shown| migrate::proceed(site, name, host, shown)).map(|()| 0);
     }
-    let pause = match (args.offline, args.near_live) {
-        (true, _) => Pause::Stop(Manner { timeout: Duration::from_secs(args.timeout), kill: false }),
-        (_, true) => Pause::Suspend,
+    let pause = match (args.live, args.near_live, args.offline) {
+        (true, ..) => Pause::Live(args.max_downtime),
+        (_, true, _) => Pause::Suspend,
+        (.., true) => Pause::Stop(Manner { timeout: Duration::from_secs(args.timeout), kill: false }),
         _ => {
-            let hint = "`--near-live` suspends it for the time of the move, `--offline` stops it";
-            return Err(Failure::new(Exit::Unsupported, "a server cannot be moved while it runs yet")
-                .hint(hint)
-                .into());
+            let hint = "`--live` and `--near-live` let it go on there (`migratable`), `--offline` stops it";
+            return Err(Failure::new(Exit::BadParameter, "how is it to be moved?").hint(hint).into());
         }
     };
     if args.dry_run {

@@ -10,6 +10,8 @@ pub enum Kind {
     Dump = 1,
     /// Bring them back.
     Restore = 2,
+    /// Write memory to images, and let the processes go on.
+    PreDump = 4,
     /// CRIU asks before it goes on, or is answered.
     Notify = 6,
     /// What CRIU and kernel can do together.
@@ -53,6 +55,12 @@ pub struct Options {
     /// Where the root of the tree's mount namespace is, for CRIU.
     #[prost(string, optional, tag = "13")]
     pub root: Option<String>,
+    /// The images that these go on from, as a path from their directory.
+    #[prost(string, optional, tag = "14")]
+    pub parent_img: Option<String>,
+    /// Remember which pages are written from now on.
+    #[prost(bool, optional, tag = "15")]
+    pub track_mem: Option<bool>,
     /// The directory of the log, as a number among the client's descriptors.
     #[prost(int32, optional, tag = "17")]
     pub work_dir_fd: Option<i32>,

@@ -96,7 +96,7 @@ impl Criu {
         let open = |path: &Path| fs::File::open(path).with_context(|| format!("open {}", path.display()));
         let directories = [open(images)?, open(logs)?];
         let log_file = match kind {
-            Kind::Dump => "criu-dump.log",
+            Kind::Dump | Kind::PreDump => "criu-dump.log",
             _ => "criu-restore.log",
         };
         let log = logs.join(log_file);
@@ -231,7 +231,10 @@ fn understand((bytes, descriptors): (Vec<u8>, Vec<OwnedFd>)) -> Result<(Response
 /// The last lines of a log that tell of errors, without time and place.
 fn errors(log: &str) -> String {
     // It asks for programs of iptables and for tun devices, which nobody needs, and calls it an error when there are none.
-    let of_probes = |line: &&str| line.ends_with(" -V failed") || line.contains(": tun: Unable to create tun: ");
+    let of_probes = |line: &&str| {
+        let is_iptables = line.ends_with(" -V failed") || (line.contains("execvp(\"ip") && line.contains("tables-"));
+        is_iptables || line.contains(": tun: Unable to create tun: ")
+    };
     let errors = log.lines().filter_map(|line| line.split_once("Error (")).map(|(_, rest)| rest);
     let lines: Vec<&str> = errors.filter(|line| !of_probes(line)).collect();
     let told = lines.iter().skip(lines.len().saturating_sub(ERRORS_TOLD));
@@ -245,7 +248,7 @@ mod tests {
     #[test]
     fn the_last_errors_of_a_log_are_told() {
         let log = "(00.1) Dumping\n(00.2) Error (criu/mount.c:12): mnt: one\n(00.3)     12: Error (criu/net.c:3): two\n\
-                   (00.3) Error (criu/a.c:1): three\n(00.4) Error (criu/util.c:9): iptables-save -V failed\n(00.4) Error (criu/tun.c:85): tun: Unable to create tun: No such file or directory\n(00.4) Error (criu/cr-dump.c:5): Dumping FAILED.\n";
+                   (00.3) Error (criu/a.c:1): three\n(00.4) Error (criu/util.c:9): iptables-save -V failed\n(00.4) Error (criu/util.c:9): execvp(\"ip6tables-legacy-restore\", ...) failed: No such file or directory\n(00.4) Error (criu/tun.c:85): tun: Unable to create tun: No such file or directory\n(00.4) Error (criu/cr-dump.c:5): Dumping FAILED.\n";
         assert_eq!(errors(log), "two; three; Dumping FAILED.");
         assert_eq!(errors("(00.1) fine\n"), "");
     }

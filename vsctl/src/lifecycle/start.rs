@@ -433,8 +433,11 @@ fn let_go(
     if let Err(error) = freeze::let_go_on(site, name) {
         log::error!("'{name}' stands still (`vsctl thaw {name}`): {error:#}");
     }
-    if let Err(error) = remove_tree(&used) {
-        log::warn!("{error:#}");
+    // With what was written ahead of them.
+    for spent in [used, volume::directory(site, name).join(volume::MEMORY)] {
+        if let Err(error) = remove_tree(&spent) {
+            log::warn!("{error:#}");
+        }
     }
     events::note(site, name, events::Kind::Resumed);
     Ok(())

@@ -48,6 +48,8 @@ impl Stamp {
 pub struct Survey {
     files: BTreeMap<PathBuf, Stamp>,
     began_ns: i128,
+    /// Those that will not change any more, however young they are.
+    settled: BTreeSet<PathBuf>,
 }
 
 /// How a file of a listing is told, before its path: it stays as it is, it comes anew, it is a directory that comes anew.
@@ -73,7 +75,7 @@ impl Survey {
     /// When it cannot be read.
     pub fn take(directory: &Path, members: &[&Path]) -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut survey = Self { files: BTreeMap::new(), began_ns: now.as_nanos() as i128 };
+        let mut survey = Self { began_ns: now.as_nanos() as i128, ..Self::default() };
         walk(directory, members, &mut |path, meta| {
             if !meta.file_type().is_socket() {
                 let stamp = Stamp {
@@ -90,6 +92,12 @@ impl Survey {
         Ok(survey)
     }
 
+    /// Adds files that will not change any more.
+    pub fn include_settled(&mut self, other: Survey) {
+        self.settled.extend(other.files.keys().cloned());
+        self.files.extend(other.files);
+    }
+
     /// What everything takes on the disk. Hard links take space once.
     pub fn size(&self) -> Size {
         let mut seen = BTreeSet::new();
@@ -102,7 +110,8 @@ impl Survey {
     pub fn since(&self, before: &Survey) -> Changes {
         let settled_ns = before.began_ns - TICKS_NS;
         let is_same = |path: &PathBuf, stamp: &Stamp| {
-            before.files.get(path).is_some_and(|known| known.is_same(stamp) && known.changed_ns < settled_ns)
+            let is_settled = |known: &Stamp| known.changed_ns < settled_ns || before.settled.contains(path);
+            before.files.get(path).is_some_and(|known| known.is_same(stamp) && is_settled(known))
         };
         let mut anew: BTreeSet<&Path> = BTreeSet::new();
         for (path, _) in self.files.iter().filter(|(path, stamp)| !is_same(path, stamp)) {
@@ -303,6 +312,16 @@ mod tests {
         let root = tree();
         let before = survey(root.path());
         assert_eq!(lines(&survey(root.path()).since(&before).names).len(), 7);
+    }
+
+    #[test]
+    fn what_will_not_change_any_more_is_sent_once() {
+        let root = tree();
+        let mut before = settled(root.path());
+        fs::create_dir(root.path().join("volume/memory")).unwrap();
+        fs::write(root.path().join("volume/memory/pages"), "pages").unwrap();
+        before.include_settled(Survey::take(root.path(), &["volume/memory".as_ref()]).unwrap());
+        assert_eq!(lines(&survey(root.path()).since(&before).names), ["volume"]);
     }
 
     #[test]

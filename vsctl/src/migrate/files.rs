@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, bail};
 
 use super::changes::Survey;
+use crate::checkpoint;
 use crate::failure::{Exit, Failure};
 use crate::lifecycle::state;
 use crate::name::Name;
@@ -65,13 +66,24 @@ impl Place {
         let outside = "it is not among the server's files";
         let volume = below(volume::writable(site, name, spec.volume)).context(outside)?;
         let images = below(state::suspended_directory(site, name)).context(outside)?;
-        let members = [volume.clone(), images].into_iter().chain(BESIDE.map(PathBuf::from)).collect();
+        let memory = below(checkpoint::memory_directory(site, name)).context(outside)?;
+        let members = [volume.clone(), images, memory].into_iter().chain(BESIDE.map(PathBuf::from)).collect();
         Ok(Self { directory, members, volume })
     }
 
     /// All of it, whether it is there or not.
     pub fn members(&self) -> Vec<&Path> {
         self.members.iter().map(PathBuf::as_path).collect()
+    }
+
+    /// A path in the server's directory as it is named here.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn below(&self, path: &Path) -> Result<PathBuf> {
+        path.strip_prefix(&self.directory)
+            .map(Path::to_path_buf)
+            .with_context(|| format!("{} is not among the server's files", path.display()))
     }
 
     /// Looks at it.
@@ -85,6 +97,14 @@ impl Place {
             return Err(Failure::new(Exit::NoServer, message).into());
         }
         Survey::take(&self.directory, &self.members())
+    }
+
+    /// Looks at what is sent while the server runs ([`Wanted::Root`]).
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn survey_root(&self) -> Result<Survey> {
+        Survey::take(&self.directory, &[&self.volume])
     }
 
     /// Brings all of it to the disk.
@@ -103,6 +123,8 @@ impl Place {
 pub enum Wanted<'a> {
     /// The root of a server that runs: of files that change or go away meanwhile comes something.
     Root,
+    /// One member with all that is in it, which does not change.
+    Member(&'a Path),
     /// Everything of one that does not run.
     All,
     /// Of that, the paths in this list, each with a NUL behind it.
@@ -116,6 +138,7 @@ pub enum Wanted<'a> {
 pub fn pack(site: &Site, place: &Place, spec: &Spec, wanted: Wanted<'_>) -> Result<Packing> {
     let there: Vec<&Path> = match wanted {
         Wanted::Root => vec![&place.volume],
+        Wanted::Member(member) => vec![member],
         Wanted::All => place.members().into_iter().filter(|file| place.directory.join(file).exists()).collect(),
         Wanted::Names(_) => Vec::new(),
     };

@@ -4,17 +4,19 @@
 //! target's, and `--continue` says so again until the target has heard it and the copy here is gone.
 
 use std::io::{Read, Write};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kernel::file::write_atomic;
 use kernel::lock::Flock;
 use kernel::process::wait_for_joined_threads;
 
+use super::changes::Survey;
 use super::files::{Place, Wanted};
 use super::link::Link;
 use super::wire::{Channel, Deal, Lost, Message, Offer, Size, Sum, send_bulk, unexpected};
 use super::{files, processes};
-use crate::checkpoint::{self, kept};
+use crate::checkpoint::{self, Ahead, kept};
 use crate::edit;
 use crate::events;
 use crate::failure::{self, Exit, Failure};
@@ -24,6 +26,7 @@ use crate::lifecycle::world::World;
 use crate::lifecycle::{create, execute, start};
 use crate::name::Name;
 use crate::site::Site;
+use crate::size::show_bytes;
 use crate::store::{self, Migration, Server, Side};
 use crate::template::progress::Progress;
 
@@ -34,7 +37,15 @@ pub enum Pause {
     Stop(Manner),
     /// Its processes are put on the disk, and go on.
     Suspend,
+    /// The same, after most of their memory was sent while they ran: until the rest is expected to be there within this time.
+    Live(Duration),
 }
+
+/// How often memory is sent ahead at most: what changes faster than it can be sent does not become less.
+const ROUNDS_MAX: u32 = 6;
+
+/// A round that leaves more than this part of the one before is the last.
+const WORTH_WHILE: f64 = 0.7;
 
 /// What a dry run has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,15 +148,16 @@ fn examine(site: &Site, server: &Server, pause: &Pause, lock: &Flock) -> Result<
     let (runs, is_whole) = match state::of(site, name)? {
         State::Stopped => (false, false),
         State::Suspended => (false, true),
-        State::Running => (true, matches!(pause, Pause::Suspend)),
+        State::Running => (true, matches!(pause, Pause::Suspend | Pause::Live(_))),
         State::Frozen => return refuse("is frozen", format!("`vsctl thaw {name}` first")),
         _ => return refuse("is half started or stopped", "`vsctl doctor --fix` takes that back".into()),
     };
     let mut size = Place::of(site, name, &server.spec)?.survey(name)?.size();
     if runs && is_whole {
         checkpoint::check(site, server, lock)?;
-        // An upper bound: what is in files is not in the images.
-        size.bytes += World::new(site).group(&site.server_cgroup(name))?.usage()?.memory_bytes;
+        // An upper bound: what is in files is not in the images. What is sent ahead may all have to be sent again.
+        let memory_bytes = World::new(site).group(&site.server_cgroup(name))?.usage()?.memory_bytes;
+        size.bytes += if matches!(pause, Pause::Live(_)) { 2 * memory_bytes } else { memory_bytes };
     }
     Ok(Found { size, runs, is_whole })
 }
@@ -167,6 +179,10 @@ fn back(site: &Site, name: &Name, host: &str, ran: bool, lock: Flock, error: any
     let failed = format!("cannot move '{name}' to {host}");
     let error = error.context(failed);
     if !ran || state::of(site, name).is_ok_and(State::is_up) {
+        // Memory that was written ahead is of no use any more.
+        if let Err(left) = checkpoint::clear(site, name) {
+            log::warn!("'{name}': {left:#}");
+        }
         return error;
     }
     wait_for_joined_threads();
@@ -234,11 +250,16 @@ impl<'a> Departure<'a> {
         let mut before = None;
         if found.runs {
             progress.phase("sending the volume", Some(found.size.bytes));
-            let survey = place.survey(&server.name)?;
+            let survey = place.survey_root()?;
             // In this order: see `changes`.
             place.sync()?;
             self.send_files(server, &place, Wanted::Root, None, progress)?;
             before = Some(survey);
+            self.moment()?;
+        }
+        let mut ahead = None;
+        if let (Pause::Live(pause), Some(before)) = (pause, &mut before) {
+            ahead = Some(self.send_memory(server, &place, *pause, before, lock, progress)?);
             self.moment()?;
         }
         match pause {
@@ -247,9 +268,9 @@ impl<'a> Departure<'a> {
                 progress.phase("stopping", None);
                 stop::stop_locked(self.site, &server.name, manner)?;
             }
-            Pause::Suspend => {
+            Pause::Suspend | Pause::Live(_) => {
                 progress.phase("suspending", None);
-                checkpoint::suspend_held(self.site, server, false, lock)?;
+                checkpoint::suspend_held(self.site, server, ahead.as_ref(), lock)?;
             }
         }
         self.moment()?;
@@ -276,6 +297,45 @@ impl<'a> Departure<'a> {
             self.restore()?;
         }
         Ok(())
+    }
+
+    /// Sends memory while its programs run, round by round, until what has changed meanwhile is expected to be there within `pause`.
+    /// Files of these rounds do not change any more: they are noted in `before`.
+    fn send_memory(
+        &mut self,
+        server: &Server,
+        place: &Place,
+        pause: Duration,
+        before: &mut Survey,
+        lock: &Flock,
+        progress: &mut dyn Progress,
+    ) -> Result<Ahead> {
+        let (mut ahead, mut last_bytes) = (Ahead::default(), None);
+        for round in 1..=ROUNDS_MAX {
+            progress.phase(&format!("writing memory, round {round}"), None);
+            let began = Instant::now();
+            let (directory, bytes) = ahead.round(self.site, server, lock)?;
+            progress.phase(&format!("sending memory, round {round}"), Some(bytes));
+            let member = place.below(&directory)?;
+            self.send_files(server, place, Wanted::Member(&member), None, progress)?;
+            before.include_settled(Survey::take(&place.directory, &[&member])?);
+            // As this round is to the one before, so will be what has changed during it; after the first, nobody knows.
+            let took = began.elapsed();
+            let changed = last_bytes.map_or(1.0, |last: u64| bytes as f64 / last.max(1) as f64);
+            let expected = took.mul_f64(changed.min(1.0));
+            log::info!(
+                "'{}': round {round}: {} in {:.1} s, a pause of {:.1} s is expected",
+                server.name,
+                show_bytes(bytes),
+                took.as_secs_f64(),
+                expected.as_secs_f64()
+            );
+            if expected <= pause || (round > 1 && changed > WORTH_WHILE) {
+                break;
+            }
+            last_bytes = Some(bytes);
+        }
+        Ok(ahead)
     }
 
     /// Sends files, with the listing of all of them where only some are sent.

@@ -1,0 +1,65 @@
+//! Memory that is written while a server runs on, so that little is left for when it stands still (criu(8): pre-dump).
+//!
+//! Each round holds what has changed since the one before, and the images of the suspend what has changed since the last. CRIU finds
+//! from one to the other by links, which go through the volume: so that, too, is open to the server's root as long as they are there.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use kernel::lock::Flock;
+
+use super::dump::Subject;
+use super::image::{Image, survey};
+use super::{clear, give_to_server};
+use crate::name::Name;
+use crate::site::Site;
+use crate::store::Server;
+use crate::volume::{self, MEMORY};
+
+/// The rounds of a server that are on the disk.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    rounds: Vec<BTreeMap<String, Image>>,
+}
+
+impl Ahead {
+    /// Writes one more round of a running server, which stands still only while it is looked at. Returns its directory, and how much
+    /// memory is in it, in bytes.
+    ///
+    /// # Errors
+    /// As [`super::suspend`]; then the round is not there.
+    pub fn round(&mut self, site: &Site, server: &Server, lock: &Flock) -> Result<(PathBuf, u64)> {
+        if self.rounds.is_empty() {
+            clear(site, &server.name)?;
+        }
+        let number = self.rounds.len();
+        let parent = (number > 0).then(|| Path::new("..").join(number.to_string()));
+        let directory = directory(site, &server.name).join((number + 1).to_string());
+        fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+        give_to_server(site, server)?;
+        Subject::find(site, server, lock)?.write_ahead(&directory, parent)?;
+        let files = survey(&directory)?;
+        let bytes = files.values().map(|image| image.bytes).sum();
+        self.rounds.push(files);
+        Ok((directory, bytes))
+    }
+
+    /// The last round, as images in the volume name it.
+    pub fn parent(&self) -> Option<PathBuf> {
+        (!self.rounds.is_empty()).then(|| Path::new("..").join(MEMORY).join(self.rounds.len().to_string()))
+    }
+
+    /// All its files, by their names for images in the volume.
+    pub fn files(&self) -> impl Iterator<Item = (String, Image)> + '_ {
+        self.rounds.iter().zip(1..).flat_map(|(files, number)| {
+            files.iter().map(move |(name, image)| (format!("../{MEMORY}/{number}/{name}"), image.clone()))
+        })
+    }
+}
+
+/// The directory of all rounds.
+pub fn directory(site: &Site, name: &Name) -> PathBuf {
+    volume::directory(site, name).join(MEMORY)
+}
