@@ -227,9 +227,7 @@ pub fn save_spec(site: &Site, name: &Name, text: &str) -> Result<()> {
 /// # Errors
 /// Exit 9 when the other command takes too long.
 pub fn lock(site: &Site, name: &Name) -> Result<Flock> {
-    let directory = site.run().join("lock");
-    fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-    let path = directory.join(name.as_str());
+    let path = lock_file(site, name)?;
     let started = Instant::now();
     loop {
         if let Some(lock) = Flock::try_exclusive(&path)? {
@@ -242,6 +240,20 @@ pub fn lock(site: &Site, name: &Name) -> Result<Flock> {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Takes the same lock, however long it takes: for who has to do something when all others are done.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn lock_at_last(site: &Site, name: &Name) -> Result<Flock> {
+    Ok(Flock::exclusive(&lock_file(site, name)?)?)
+}
+
+fn lock_file(site: &Site, name: &Name) -> Result<PathBuf> {
+    let directory = site.run().join("lock");
+    fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    Ok(directory.join(name.as_str()))
 }
 
 /// A new random identity (RFC 9562, version 4, without dashes: the form of machine-id(5)).

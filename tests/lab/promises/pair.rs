@@ -124,7 +124,7 @@ pub fn a_running_server_goes_on_at_another_host(lab: &Lab<'_>) -> Result<()> {
         counts_on(a, before).with_context(|| format!("failed at moment {moment}"))?;
         nothing_at(b)?;
     }
-    // The fourth moment of the other side: before it brings the processes back.
+    // The fifth moment of the other side: before it brings the processes back.
     b.sh("printf '#!/bin/sh\nexport VSOS_FAULT=migrate-receive:5:fail\nexec vsctl \"$@\"\n' >/root/faulty; chmod +x /root/faulty")?;
     a.sh("printf '#!/bin/sh\nexec ssh \"$1\" /root/faulty \"$3\"\n' >/root/shell; chmod +x /root/shell")?;
     a.sh("cp /etc/vsos/vsos.toml /root/good; printf '[migrate]\nshell = [\"/root/shell\"]\n' >>/etc/vsos/vsos.toml")?;

@@ -1,7 +1,8 @@
 //! Memory that is written while a server runs on, so that little is left for when it stands still (criu(8): pre-dump).
 //!
 //! Each round holds what has changed since the one before, and the images of the suspend what has changed since the last. CRIU finds
-//! from one to the other by links, which go through the volume: so that, too, is open to the server's root as long as they are there.
+//! from one to the other by links, which go through the volume: so the server's root may pass through that from then on. Nobody gets there but
+//! by the server's directory, which is the host's root's alone.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -74,6 +74,15 @@ impl Manifest {
         if manifest.version != VERSION {
             return Err(bad(format!("version {} is not known", manifest.version)).into());
         }
+        // They are opened as root: of an own name, or of one in a round of memory.
+        let is_plain = |name: &str| !name.contains('/') && name != "..";
+        let is_ours = |name: &str| match name.strip_prefix("../memory/").and_then(|rest| rest.split_once('/')) {
+            Some((round, name)) => round.parse::<u32>().is_ok() && is_plain(name),
+            None => is_plain(name),
+        };
+        if let Some(name) = manifest.files.keys().find(|name| !is_ours(name)) {
+            return Err(bad(format!("'{}' is no image", name.escape_debug())).into());
+        }
         Ok(manifest)
     }
 
@@ -227,6 +236,25 @@ mod tests {
         assert!(refused().contains("has 2500 bytes and had 5000"), "{}", refused());
         fs::remove_file(&file).unwrap();
         assert!(refused().contains("is missing"), "{}", refused());
+    }
+
+    #[test]
+    fn images_lie_beside_their_manifest_or_in_a_round_of_memory() {
+        let (directory, manifest) = sealed();
+        let sum = manifest.files["core-1.img"].clone();
+        let read = |name: &str| {
+            let files = BTreeMap::from([(name.to_owned(), sum.clone())]);
+            fs::write(
+                directory.path().join("checkpoint.toml"),
+                toml::to_string(&Manifest { files, ..manifest.clone() }).unwrap(),
+            )
+            .unwrap();
+            Manifest::read(directory.path())
+        };
+        read("../memory/2/pages-1.img").unwrap();
+        for name in ["../core-1.img", "/etc/passwd", "..", "../memory/../x", "../memory/1/../../x", "a/b"] {
+            assert!(read(name).unwrap_err().to_string().contains("is no image"), "{name}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use kernel::lock::Flock;
 
 use crate::criu::Criu;
@@ -221,7 +221,12 @@ fn give_to_server(site: &Site, server: &Server) -> Result<()> {
     give(&rounds, first, PASS)?;
     let read = || format!("read {}", rounds.display());
     for round in fs::read_dir(&rounds).with_context(read)? {
-        give(&round.with_context(read)?.path(), first, OPEN)?;
+        let round = round.with_context(read)?;
+        // Not what a link leads to.
+        if !round.file_type().with_context(read)?.is_dir() {
+            bail!("{} is no directory", round.path().display());
+        }
+        give(&round.path(), first, OPEN)?;
     }
     Ok(())
 }

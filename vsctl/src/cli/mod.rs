@@ -217,13 +217,20 @@ fn finish(outcome: Result<i32>) -> ExitCode {
 /// Prints an error and what belongs to it, once.
 pub fn print_error(error: &anyhow::Error) {
     let (sentence, outcome) = Outcome::apart(error);
-    eprintln!("vsctl: {sentence}");
+    eprintln!("vsctl: {}", harmless(&sentence));
     if let Some(outcome) = outcome {
-        eprintln!("  {outcome}");
+        eprintln!("  {}", harmless(&outcome));
     }
     if let Some(hint) = failure::hint_of(error) {
-        eprintln!("  hint: {hint}");
+        eprintln!("  hint: {}", harmless(hint));
     }
+}
+
+/// Without what a terminal would obey: names that a guest or another host has chosen may be in it.
+fn harmless(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c })
+        .collect()
 }
 
 /// Whether a server is to be stopped. One of which that is unknown counts: stopping it says why it is.

@@ -299,7 +299,8 @@ pub fn destroy(site: &Site, name: &Name, force: bool) -> Result<()> {
 pub fn destroy_held(site: &Site, name: &Name, force: bool, lock: Flock) -> Result<()> {
     edit::recover(site, name)?;
     let record = store::load_record(site, name)?;
-    if state::of(site, name)?.is_up() {
+    // Processes of one that is not this host's, too: they may have lost who was to say that they may go on.
+    if state::beneath(site, name)?.is_up() {
         if !force {
             return Err(Failure::new(Exit::AlreadyRunning, format!("'{name}' is running"))
                 .hint("stop it first, or use --force")

@@ -216,7 +216,8 @@ fn begin_locked(
     let (boot, steps) = plan(site, batch, &server, options.rescue)?;
     if discards {
         // Now that nothing is known that speaks against the start.
-        spend(&state::suspended_directory(site, name))?;
+        let used = spend(&state::suspended_directory(site, name))?;
+        forget(site, name, &used);
     }
     let devices: Vec<String> = server.spec.device.iter().map(ToString::to_string).collect();
     if let Err(error) = batch.prepare(&devices) {
@@ -433,14 +434,18 @@ fn let_go(
     if let Err(error) = freeze::let_go_on(site, name) {
         log::error!("'{name}' stands still (`vsctl thaw {name}`): {error:#}");
     }
-    // With what was written ahead of them.
-    for spent in [used, volume::directory(site, name).join(volume::MEMORY)] {
-        if let Err(error) = remove_tree(&spent) {
+    forget(site, name, &used);
+    events::note(site, name, events::Kind::Resumed);
+    Ok(())
+}
+
+/// Removes images that do not count any more, and what was written ahead of them.
+fn forget(site: &Site, name: &Name, used: &Path) {
+    for spent in [used, &volume::directory(site, name).join(volume::MEMORY)] {
+        if let Err(error) = remove_tree(spent) {
             log::warn!("{error:#}");
         }
     }
-    events::note(site, name, events::Kind::Resumed);
-    Ok(())
 }
 
 /// Takes images their name, for good, and tells which they have now.

@@ -18,9 +18,9 @@ use rustix::fs::{llistxattr, lremovexattr};
 
 use super::wire::Size;
 
-/// Times of change are those of the kernel's last tick (at most 10 ms, `CONFIG_HZ` ≥ 100): what has changed within two of them before
-/// a survey may change once more and keep its time.
-const TICKS_NS: i128 = 20_000_000;
+/// What has changed so shortly before a survey may change once more and keep its time: times are those of the kernel's last tick, on
+/// some file systems of the last second, and a long write has the time of its beginning.
+const SETTLED_NS: i128 = 5_000_000_000;
 
 /// What a file has as long as it is not changed, and its space, which comes and goes while it is brought to the disk.
 #[derive(Debug, Clone, Copy)]
@@ -108,13 +108,24 @@ impl Survey {
 
     /// What has to be sent to somebody who has everything that was read after the survey `before`.
     pub fn since(&self, before: &Survey) -> Changes {
-        let settled_ns = before.began_ns - TICKS_NS;
+        let settled_ns = before.began_ns - SETTLED_NS;
         let is_same = |path: &PathBuf, stamp: &Stamp| {
             let is_settled = |known: &Stamp| known.changed_ns < settled_ns || before.settled.contains(path);
             before.files.get(path).is_some_and(|known| known.is_same(stamp) && is_settled(known))
         };
+        let changed = |path: &Path| self.files.get_key_value(path).is_some_and(|(path, stamp)| !is_same(path, stamp));
         let mut anew: BTreeSet<&Path> = BTreeSet::new();
-        for (path, _) in self.files.iter().filter(|(path, stamp)| !is_same(path, stamp)) {
+        // A directory that was moved away and back may have been another's place when it was read. Both have changed then, it and what it
+        // lies in; in the order of paths, what is in it follows.
+        let mut moved: Option<&Path> = None;
+        for (path, stamp) in &self.files {
+            let is_below = moved.is_some_and(|moved| path.starts_with(moved));
+            if !is_below && !changed(path) {
+                continue;
+            }
+            if !is_below && stamp.is_directory() && path.parent().is_some_and(changed) {
+                moved = Some(path);
+            }
             anew.insert(path);
             // Putting a file into a directory gives that another time than it had.
             anew.extend(path.parent().filter(|parent| self.files.contains_key(*parent)));
@@ -190,10 +201,14 @@ pub fn check_whole(directory: &Path, members: &[&Path], listing: &[u8]) -> Resul
 /// The kernel lists no more (`XATTR_LIST_MAX` of linux/limits.h).
 const NAMES_MAX_BYTES: usize = 65_536;
 
+/// What an archive brings of attributes; others are this host's own, as SELinux's.
+const BROUGHT: [&[u8]; 4] = [b"user.", b"security.capability", b"trusted.overlay.", b"system.posix_acl_"];
+
 fn clear_attributes(directory: &Path) -> io::Result<()> {
     let mut names = vec![0_u8; NAMES_MAX_BYTES];
     let length = llistxattr(directory, &mut names[..])?;
-    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+    let is_brought = |name: &&[u8]| BROUGHT.iter().any(|kind| name.starts_with(kind));
+    for name in names[..length].split(|byte| *byte == 0).filter(is_brought) {
         lremovexattr(directory, name)?;
     }
     Ok(())
@@ -254,7 +269,7 @@ mod tests {
     /// A survey that lies so far behind that every time of change in it counts.
     fn settled(root: &Path) -> Survey {
         let survey = survey(root);
-        let later = survey.files.values().map(|stamp| stamp.changed_ns).max().unwrap() + TICKS_NS + 1;
+        let later = survey.files.values().map(|stamp| stamp.changed_ns).max().unwrap() + SETTLED_NS + 1;
         // Nothing changes in the tick in which it was taken.
         std::thread::sleep(std::time::Duration::from_millis(30));
         Survey { began_ns: later, ..survey }
@@ -304,7 +319,9 @@ mod tests {
         let before = settled(root.path());
         fs::rename(root.path().join("volume/etc/deep"), root.path().join("volume/elsewhere")).unwrap();
         let sent = lines(&survey(root.path()).since(&before).names);
-        assert_eq!(sent, ["volume", "volume/elsewhere", "volume/elsewhere/c", "volume/etc"]);
+        // Its old directory lies in its new one, and may have been moved itself.
+        let all = ["volume", "volume/elsewhere", "volume/elsewhere/c", "volume/etc", "volume/etc/a", "volume/etc/b"];
+        assert_eq!(sent, all);
     }
 
     #[test]
@@ -312,6 +329,28 @@ mod tests {
         let root = tree();
         let before = survey(root.path());
         assert_eq!(lines(&survey(root.path()).since(&before).names).len(), 7);
+    }
+
+    #[test]
+    fn directories_that_changed_places_and_back_are_sent_whole() {
+        let root = tree();
+        let etc = root.path().join("volume/etc");
+        fs::create_dir(etc.join("green")).unwrap();
+        fs::write(etc.join("green/c"), "green").unwrap();
+        let before = settled(root.path());
+        let rename = |from: &str, to: &str| fs::rename(etc.join(from), etc.join(to)).unwrap();
+        for (from, to) in [("deep", "t"), ("green", "deep"), ("t", "green")] {
+            rename(from, to);
+        }
+        for (from, to) in [("deep", "t"), ("green", "deep"), ("t", "green")] {
+            rename(from, to);
+        }
+        let sent = lines(&survey(root.path()).since(&before).names);
+        assert!(
+            ["volume/etc/deep/c", "volume/etc/green/c"].iter().all(|name| sent.iter().any(|sent| sent == name)),
+            "{sent:?}"
+        );
+        assert!(!sent.iter().any(|sent| sent == "volume/etc/a"), "{sent:?}");
     }
 
     #[test]

@@ -122,7 +122,11 @@ fn limits(limits: &Limits, hierarchies: &Hierarchies) -> Vec<Failure> {
         .collect()
 }
 
-fn room(site: &Site, size: Size) -> Result<()> {
+/// Whether there is room on this host's disk.
+///
+/// # Errors
+/// Exit 46 when there is not.
+pub fn room(site: &Site, size: Size) -> Result<()> {
     let state = site.state();
     // Not made yet on a host that has had no server.
     let place = state.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));

@@ -15,7 +15,7 @@ use super::changes::Survey;
 use super::files::{Place, Wanted};
 use super::link::Link;
 use super::wire::{Channel, Deal, Lost, Message, Offer, Size, Sum, send_bulk, unexpected};
-use super::{files, processes};
+use super::{check, files, processes};
 use crate::checkpoint::{self, Ahead, kept};
 use crate::edit;
 use crate::events;
@@ -43,6 +43,9 @@ pub enum Pause {
 
 /// How often memory is sent ahead at most: what changes faster than it can be sent does not become less.
 const ROUNDS_MAX: u32 = 6;
+
+/// How much of its memory is sent ahead at most, and with the rest: each round but the first is at most [`WORTH_WHILE`] of the one before, or the last.
+const SENT_MAX: u64 = 4;
 
 /// A round that leaves more than this part of the one before is the last.
 const WORTH_WHILE: f64 = 0.7;
@@ -90,6 +93,8 @@ pub fn go(site: &Site, name: &Name, host: &str, pause: &Pause, progress: &mut dy
     edit::recover(site, name)?;
     let server = store::load(site, name)?;
     let found = examine(site, &server, pause, &lock)?;
+    // Of what was interrupted, nothing goes along.
+    checkpoint::clear(site, name)?;
     progress.phase("checking", None);
     let mut departure = Departure::open(site, host, &server)?;
     departure.offer(&server, found)?;
@@ -156,8 +161,12 @@ fn examine(site: &Site, server: &Server, pause: &Pause, lock: &Flock) -> Result<
     if runs && is_whole {
         checkpoint::check(site, server, lock)?;
         // An upper bound: what is in files is not in the images. What is sent ahead may all have to be sent again.
-        let memory_bytes = World::new(site).group(&site.server_cgroup(name))?.usage()?.memory_bytes;
-        size.bytes += if matches!(pause, Pause::Live(_)) { 2 * memory_bytes } else { memory_bytes };
+        let usage = World::new(site).group(&site.server_cgroup(name))?.usage()?;
+        let bytes =
+            (usage.memory_bytes + usage.swap_bytes) * if matches!(pause, Pause::Live(_)) { SENT_MAX } else { 1 };
+        // It is written here before it is sent.
+        check::room(site, Size { bytes, entries: 0 })?;
+        size.bytes += bytes;
     }
     Ok(Found { size, runs, is_whole })
 }
@@ -261,6 +270,10 @@ impl<'a> Departure<'a> {
         if let (Pause::Live(pause), Some(before)) = (pause, &mut before) {
             ahead = Some(self.send_memory(server, &place, *pause, before, lock, progress)?);
             self.moment()?;
+        }
+        if found.runs && !matches!(state::of(self.site, &server.name)?, State::Running) {
+            // Its monitor, which waits for the lock, does what it wanted.
+            return Err(Failure::new(Exit::NotRunning, format!("'{}' has ended by itself", server.name)).into());
         }
         match pause {
             _ if !found.runs => {}
@@ -368,11 +381,7 @@ impl<'a> Departure<'a> {
         let told = Message::Restore(self.deal.clone());
         let channel = self.link.channel()?;
         channel.send(&told)?;
-        if let Err(error) = channel.expect(&Message::Restored) {
-            // Where it has said what failed, it has forgotten all of it.
-            self.is_prepared = error.is::<Lost>();
-            return Err(error);
-        }
+        channel.expect(&Message::Restored)?;
         self.moment()
     }
 
@@ -386,7 +395,12 @@ impl<'a> Departure<'a> {
     /// Has the target forget it, and waits for that: the end of the connection is enough until all is on its disk.
     fn call_off(mut self) {
         if self.is_prepared {
-            if let Err(error) = self.abort() {
+            // Over a connection of its own where this one has ended.
+            let aborted = self.abort().or_else(|_| {
+                self.link = Link::open(self.site, self.host)?.0;
+                self.abort()
+            });
+            if let Err(error) = aborted {
                 let (name, host) = (&self.deal.name, self.host);
                 log::warn!("{host} still has what came of '{name}' (`vsctl migrate {name} {host} --abort`): {error:#}");
             }
@@ -406,7 +420,8 @@ impl<'a> Departure<'a> {
             Err(left) if left.kind() != std::io::ErrorKind::NotFound => {
                 Err(left).context(format!("remove {}", mark.display()))
             }
-            _ => Err(error.into()),
+            // Nor may a power cut bring it back.
+            _ => Err(kernel::file::sync_entry(&mark).err().unwrap_or(error).into()),
         }
     }
 
@@ -422,6 +437,14 @@ impl<'a> Departure<'a> {
                 return Err(Failure::new(failure::exit_of(&error), message).hint(hint).into());
             }
         };
+        if let (Err(error), true) = (&started, state::suspended_directory(site, &name).exists()) {
+            // What is here may be the only one that its processes can go on from.
+            let message = format!("'{name}' belongs to {host}, and does not go on there: {error:#}");
+            let hint = format!(
+                "`vsctl migrate {name} {host} --continue` tries again, and what is here stays until then; docs/migration.md says how to take it back"
+            );
+            return Err(Failure::new(failure::exit_of(error), message).hint(hint).into());
+        }
         events::note_with(site, &name, events::Kind::Moved, Some(format!("to {host}")));
         create::destroy_held(site, &name, true, lock)?;
         self.moment()?;

@@ -6,6 +6,8 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use anyhow::{Context, Result, anyhow};
 use kernel::lock::Flock;
@@ -21,7 +23,7 @@ use crate::failure::{Exit, Failure};
 use crate::lifecycle::arrive::Arrival;
 use crate::lifecycle::start::{self, Starting};
 use crate::lifecycle::state::{self, State};
-use crate::lifecycle::{create, execute, stop};
+use crate::lifecycle::{create, execute};
 use crate::name::Name;
 use crate::site::Site;
 use crate::spec::Spec;
@@ -32,6 +34,7 @@ use crate::template::Templates;
 struct Session<'a> {
     site: &'a Site,
     channel: Channel<Heard, File>,
+    patience_s: Arc<AtomicI64>,
     peer: String,
     moments: usize,
 }
@@ -40,15 +43,21 @@ struct Session<'a> {
 /// server's lock.
 const PATIENCE_S: i64 = 15 * 60;
 
+/// … and while processes stand still for its word, which it says at once.
+const PATIENCE_RESTORED_S: i64 = 60;
+
 /// What comes from the other side; it ends when that is silent for too long.
-struct Heard(File);
+struct Heard {
+    from: File,
+    patience_s: Arc<AtomicI64>,
+}
 
 impl Read for Heard {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let patience = Timespec { tv_sec: PATIENCE_S, tv_nsec: 0 };
-        match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&patience)) {
+        let patience = Timespec { tv_sec: self.patience_s.load(Ordering::Relaxed), tv_nsec: 0 };
+        match poll(&mut [PollFd::new(&self.from, PollFlags::IN)], Some(&patience)) {
             Ok(0) => Ok(0),
-            Ok(_) => self.0.read(into),
+            Ok(_) => self.from.read(into),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -62,7 +71,9 @@ pub fn receive(site: &Site) -> Result<()> {
     let own = |fd: io::Result<std::os::fd::OwnedFd>| fd.map(File::from).context("take the connection");
     let from = own(io::stdin().as_fd().try_clone_to_owned())?;
     let to = own(io::stdout().as_fd().try_clone_to_owned())?;
-    let mut session = Session { site, channel: Channel::new(Heard(from), to), peer: String::new(), moments: 0 };
+    let patience_s = Arc::new(AtomicI64::new(PATIENCE_S));
+    let heard = Heard { from, patience_s: Arc::clone(&patience_s) };
+    let mut session = Session { site, channel: Channel::new(heard, to), patience_s, peer: String::new(), moments: 0 };
     let Err(error) = session.serve() else { return Ok(()) };
     if is_lost(&error) {
         // Nobody is there to be told, and what came was taken back: else the error says what is left.
@@ -197,6 +208,7 @@ impl Session<'_> {
     fn restore(&mut self, deal: &Deal) -> Result<Starting> {
         let outcome = self.bring_back(deal).and_then(|restored| {
             self.moment()?;
+            self.patience_s.store(PATIENCE_RESTORED_S, Ordering::Relaxed);
             self.channel.send(&Message::Restored)?;
             Ok(restored)
         });
@@ -294,11 +306,7 @@ impl Session<'_> {
         }
         self.check_is(deal)?;
         match store::migration(site, name)? {
-            Some(Migration { side: Side::Incoming, .. }) => {
-                // Processes whose monitor and connection were both lost.
-                stop::recover(site, name)?;
-                create::destroy_held(site, name, true, lock)
-            }
+            Some(Migration { side: Side::Incoming, .. }) => create::destroy_held(site, name, true, lock),
             _ => Err(Failure::new(Exit::Exists, format!("'{name}' is this host's own")).into()),
         }
     }

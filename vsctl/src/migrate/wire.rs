@@ -19,7 +19,7 @@ use crate::name::Name;
 use crate::store::Record;
 
 /// The version of everything here. Both sides must have the same.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The longest body. Both ends allocate that much, so a length that is longer is no frame of ours.
 const LONGEST: usize = 1 << 20;
@@ -491,8 +491,8 @@ mod tests {
         let problem = Problem { exit: 43, message: "there".into(), hint: None };
         vec![
             (
-                Message::Hello(Hello { protocol: 1, version: "0.1.0".into(), host: "a".into() }),
-                r#"{"hello":{"protocol":1,"version":"0.1.0","host":"a"}}"#,
+                Message::Hello(Hello { protocol: 2, version: "0.1.0".into(), host: "a".into() }),
+                r#"{"hello":{"protocol":2,"version":"0.1.0","host":"a"}}"#,
             ),
             (
                 Message::Offer(Box::new(offer())),
@@ -576,11 +576,11 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_and_what_else_it_says_passed_over() {
-        let text = r#"{"hello":{"protocol":2,"version":"9.0","host":"b","more":[1]}}"#;
+        let text = r#"{"hello":{"protocol":3,"version":"9.0","host":"b","more":[1]}}"#;
         let Message::Hello(hello) = serde_json::from_str(text).unwrap() else { panic!("no hello") };
         let error = hello.check().unwrap_err();
         assert_eq!(failure::exit_of(&error), Exit::Unsupported);
-        assert!(error.to_string().contains("vsctl 9.0") && error.to_string().contains("version 2"), "{error}");
+        assert!(error.to_string().contains("vsctl 9.0") && error.to_string().contains("version 3"), "{error}");
     }
 
     #[test]

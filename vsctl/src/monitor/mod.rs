@@ -361,7 +361,8 @@ pub fn watch(site: &Site, name: &Name, mut running: Running) -> i32 {
 
 /// Takes back what the start had made and, after a reboot, starts again.
 fn after(site: &Site, name: &Name, end: End) -> Result<Option<Running>> {
-    let _lock = store::lock(site, name)?;
+    // A migration may hold it for as long as it sends.
+    let _lock = store::lock_at_last(site, name)?;
     // Another command may have been faster, and even have started the server again.
     if state::status(site, name)?.is_some() || !state::has_journal(site, name)? {
         return Ok(None);
