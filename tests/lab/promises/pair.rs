@@ -180,7 +180,7 @@ pub fn a_running_server_goes_on_at_another_host(lab: &Lab<'_>) -> Result<()> {
         let found = from.run("vsctl doctor")?;
         ensure!(found.text().contains("nothing was left behind"), "{found}");
         counts_on(from, before).context("failed after memory was sent")?;
-        let done = from.run(&format!("RUST_LOG=info vsctl migrate web1 {name} --live --max-downtime 2s"))?;
+        let done = from.run(&format!("RUST_LOG=info vsctl migrate web1 {name} --live --max-downtime 0.01s"))?;
         ensure!(done.code == 0 && done.errors().contains("sending memory, round 2"), "{done}");
         counts_on(to, before).with_context(|| format!("at {name}"))?;
         let sums =
