@@ -30,7 +30,7 @@ impl Ahead {
     /// memory is in it, in bytes.
     ///
     /// # Errors
-    /// As [`super::suspend`]; then the round is not there.
+    /// As [`super::suspend`]; what is on the disk then is of no use ([`super::clear`]).
     pub fn round(&mut self, site: &Site, server: &Server, lock: &Flock) -> Result<(PathBuf, u64)> {
         if self.rounds.is_empty() {
             clear(site, &server.name)?;

@@ -180,7 +180,7 @@ impl Image {
         let mut file = File::open(file)?;
         let mut hash = Sha256::new();
         let bytes = io::copy(&mut file, &mut hash)?;
-        Ok(Self { bytes, sha256: hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect() })
+        Ok(Self { bytes, sha256: format!("{:x}", hash.finalize()) })
     }
 }
 

@@ -278,9 +278,14 @@ fn copy_volume(from: &Path, to: &Path, kind: VolumeKind) -> Result<()> {
         DirBuilder::new().mode(0o755).create(&work).with_context(|| format!("make {}", work.display()))?;
     }
     copy_tree(&from.join(volume::layer(kind)), &to.join(volume::layer(kind)))?;
+    if !from.join(IMAGES).exists() {
+        return Ok(());
+    }
     // What was written ahead belongs to images.
-    let parts = [MEMORY, IMAGES].into_iter().filter(|part| from.join(IMAGES).exists() && from.join(part).exists());
-    parts.into_iter().try_for_each(|part| copy_tree(&from.join(part), &to.join(part)))
+    if from.join(MEMORY).exists() {
+        copy_tree(&from.join(MEMORY), &to.join(MEMORY))?;
+    }
+    copy_tree(&from.join(IMAGES), &to.join(IMAGES))
 }
 
 impl Kept {

@@ -61,14 +61,12 @@ impl Place {
     /// # Errors
     /// Never, as long as a volume is among its server's files.
     pub fn of(site: &Site, name: &Name, spec: &Spec) -> Result<Self> {
-        let directory = site.server(name);
-        let below = |path: PathBuf| path.strip_prefix(&directory).map(Path::to_path_buf);
-        let outside = "it is not among the server's files";
-        let volume = below(volume::writable(site, name, spec.volume)).context(outside)?;
-        let images = below(state::suspended_directory(site, name)).context(outside)?;
-        let memory = below(checkpoint::memory_directory(site, name)).context(outside)?;
-        let members = [volume.clone(), images, memory].into_iter().chain(BESIDE.map(PathBuf::from)).collect();
-        Ok(Self { directory, members, volume })
+        let mut place = Self { directory: site.server(name), members: Vec::new(), volume: PathBuf::new() };
+        place.volume = place.below(&volume::writable(site, name, spec.volume))?;
+        let images = place.below(&state::suspended_directory(site, name))?;
+        let memory = place.below(&checkpoint::memory_directory(site, name))?;
+        place.members = [place.volume.clone(), images, memory].into_iter().chain(BESIDE.map(PathBuf::from)).collect();
+        Ok(place)
     }
 
     /// All of it, whether it is there or not.

@@ -220,6 +220,13 @@ impl<'a> Departure<'a> {
         execute::fault("migrate", self.moments)
     }
 
+    /// Says `told`, and waits for `answer`.
+    fn ask(&mut self, told: &Message, answer: &Message) -> Result<()> {
+        let channel = self.link.channel()?;
+        channel.send(told)?;
+        channel.expect(answer)
+    }
+
     /// Has the target look at what would come.
     fn offer(&mut self, server: &Server, found: Found) -> Result<()> {
         let offer = Offer {
@@ -252,8 +259,7 @@ impl<'a> Departure<'a> {
         progress: &mut dyn Progress,
     ) -> Result<()> {
         self.moment()?;
-        self.link.channel()?.send(&Message::Prepare)?;
-        self.link.channel()?.expect(&Message::Ready)?;
+        self.ask(&Message::Prepare, &Message::Ready)?;
         self.moment()?;
         let place = Place::of(self.site, &server.name, &server.spec)?;
         let mut before = None;
@@ -300,9 +306,7 @@ impl<'a> Departure<'a> {
         }
         self.moment()?;
         progress.phase("waiting for the disk", None);
-        let channel = self.link.channel()?;
-        channel.send(&Message::Whole)?;
-        channel.expect(&Message::Prepared)?;
+        self.ask(&Message::Whole, &Message::Prepared)?;
         self.is_prepared = true;
         self.moment()?;
         if found.runs && found.is_whole {
@@ -378,18 +382,12 @@ impl<'a> Departure<'a> {
 
     /// Has the processes brought back there, whole and still: what speaks against it is found while they can go on here.
     fn restore(&mut self) -> Result<()> {
-        let told = Message::Restore(self.deal.clone());
-        let channel = self.link.channel()?;
-        channel.send(&told)?;
-        channel.expect(&Message::Restored)?;
+        self.ask(&Message::Restore(self.deal.clone()), &Message::Restored)?;
         self.moment()
     }
 
     fn abort(&mut self) -> Result<()> {
-        let told = Message::Abort(self.deal.clone());
-        let channel = self.link.channel()?;
-        channel.send(&told)?;
-        channel.expect(&Message::Aborted)
+        self.ask(&Message::Abort(self.deal.clone()), &Message::Aborted)
     }
 
     /// Has the target forget it, and waits for that: the end of the connection is enough until all is on its disk.
@@ -454,9 +452,7 @@ impl<'a> Departure<'a> {
     /// Tells the target; the inner result is that of the start.
     fn hand_over(&mut self, start: bool, progress: &mut dyn Progress) -> Result<Result<()>> {
         self.moment()?;
-        let told = Message::Commit(self.deal.clone());
-        self.link.channel()?.send(&told)?;
-        self.link.channel()?.expect(&Message::Committed)?;
+        self.ask(&Message::Commit(self.deal.clone()), &Message::Committed)?;
         self.moment()?;
         if !start {
             return Ok(Ok(()));

@@ -449,8 +449,7 @@ impl Summed {
     }
 
     fn sum(self) -> Sum {
-        let sha256 = self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Sum { bytes: self.bytes, sha256 }
+        Sum { bytes: self.bytes, sha256: format!("{:x}", self.hash.finalize()) }
     }
 }
 

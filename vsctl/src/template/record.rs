@@ -85,7 +85,7 @@ pub fn survey(root: &Path) -> Result<Survey> {
         hash.update(line(root, path, meta)?);
         Ok(())
     })?;
-    survey.digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    survey.digest = format!("{:x}", hash.finalize());
     Ok(survey)
 }
 
