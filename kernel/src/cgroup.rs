@@ -4,6 +4,7 @@
 //! killing and device programs use the unified hierarchy wherever there is one, the empty one of a hybrid host too.
 //! Limit: `name=systemd` and other named v1 hierarchies are left alone; they belong to the host's init.
 
+mod allowed;
 mod attach;
 mod cpuset;
 mod freeze;
@@ -13,6 +14,7 @@ mod interface;
 mod limit;
 mod usage;
 
+pub use allowed::AllowedProcessors;
 pub use cpuset::CpuSet;
 pub use group::{Group, PRESSURE};
 pub use hierarchies::{Controller, Hierarchies};

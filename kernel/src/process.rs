@@ -5,6 +5,7 @@
 mod fork;
 mod memory;
 mod pidfd;
+mod settings;
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
@@ -19,6 +20,10 @@ use rustix::process::{DumpableBehavior, Pid, Resource, WaitOptions};
 pub use fork::{CloneOptions, Fork, fork, wait_for_joined_threads};
 pub use memory::Memory;
 pub use pidfd::PidFd;
+pub use settings::{
+    AFFINITY_WORDS, core_filter, io_priority, set_core_filter, set_io_priority, set_processors, set_timer_slack,
+    timer_slack,
+};
 
 use crate::error::{During, Error};
 use crate::{Result, sys};
@@ -28,6 +33,10 @@ use crate::{Result, sys};
 pub struct Stat {
     /// It has ended and only waits to be reaped (states Z and X).
     pub has_ended: bool,
+    /// Its parent; 0 when that is in no pid namespace of the caller's (field 4).
+    pub parent: i32,
+    /// Its session: the pid of who began it (field 6).
+    pub session: i32,
     /// When it started, in clock ticks since boot: with the pid it names a process for ever (field 22).
     pub start_ticks: u64,
     /// How it ended, once it has (field 52; 0 for who may not trace it).
@@ -68,9 +77,31 @@ fn parse_stat(stat: &[u8]) -> Option<Stat> {
     let fields: Vec<&str> = std::str::from_utf8(&stat[end + 1..]).ok()?.split_ascii_whitespace().collect();
     Some(Stat {
         has_ended: matches!(*fields.first()?, "Z" | "X"),
+        parent: fields.get(4 - 3)?.parse().ok()?,
+        session: fields.get(6 - 3)?.parse().ok()?,
         start_ticks: fields.get(22 - 3)?.parse().ok()?,
         status: ExitStatus::from_raw(fields.get(52 - 3)?.parse().ok()?),
     })
+}
+
+/// System calls in which a thread may wait for its child to execute a program or end.
+#[cfg(target_arch = "x86_64")]
+const SPAWNING: &[libc::c_long] = &[libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
+#[cfg(not(target_arch = "x86_64"))]
+const SPAWNING: &[libc::c_long] = &[libc::SYS_clone, libc::SYS_clone3];
+
+/// A thread of process `pid` that waits in vfork(2), or in what is like it, for its child. Until that goes on nothing but SIGKILL gets through to it,
+/// so no debugger can stop it (kernel/fork.c, `wait_for_vfork_done`). `None`: there is none, or no such process.
+pub fn in_vfork(pid: i32) -> Option<i32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let waits = |thread: &std::fs::DirEntry| {
+        let read = |file| std::fs::read_to_string(thread.path().join(file)).unwrap_or_default();
+        let is_deaf = read("stat").rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D'));
+        // proc_pid_syscall(5): the number, and what it was called with.
+        let number = || read("syscall").split(' ').next().and_then(|number| number.parse().ok());
+        is_deaf && number().is_some_and(|number| SPAWNING.contains(&number))
+    };
+    threads.flatten().find(waits)?.file_name().to_string_lossy().parse().ok()
 }
 
 /// When process `pid` started, in clock ticks since boot; see [`Stat::start_ticks`].
@@ -284,12 +315,13 @@ mod tests {
     #[test]
     fn a_process_is_read_behind_a_hostile_name() {
         let line = |state: &str, code: &str| {
-            let middle = "1 17 17 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 4242 1000 10 18446744073709551615 1 1 1 1 1 \
+            let middle = "1 16 17 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 4242 1000 10 18446744073709551615 1 1 1 1 1 \
                           0 0 0 0 0 0 0 17 1 0 0 0 0 0 1 1 1 1 1 1 1";
             format!("17 (a) b) (c) {state} {middle} {code}\n")
         };
         let living = parse_stat(line("S", "0").as_bytes()).unwrap();
         assert!(!living.has_ended && living.start_ticks == 4242);
+        assert_eq!((living.parent, living.session), (1, 17));
         let ended = parse_stat(line("Z", "1").as_bytes()).unwrap();
         assert!(ended.has_ended && ended.status.signal() == Some(1));
         assert_eq!(parse_stat(b"17 (short) S 1"), None);

@@ -245,6 +245,23 @@ pub(crate) fn sched_getaffinity(thread: i32, mask: &mut [u64]) -> io::Result<usi
     Ok(filled as usize)
 }
 
+/// `IOPRIO_WHO_PROCESS` (linux/ioprio.h): one thread, whatever the name says.
+const IOPRIO_WHO_PROCESS: c_int = 1;
+
+/// ioprio_get(2) of one thread: class and level, packed.
+pub(crate) fn ioprio_get(thread: i32) -> io::Result<c_int> {
+    // SAFETY: the arguments are plain numbers; no memory is touched.
+    let found = check(unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, thread) })?;
+    Ok(found as c_int)
+}
+
+/// ioprio_set(2) of one thread.
+pub(crate) fn ioprio_set(thread: i32, priority: c_int) -> io::Result<()> {
+    // SAFETY: the arguments are plain numbers; no memory is touched.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, thread, priority) })?;
+    Ok(())
+}
+
 /// `struct procmap_query` of linux/fs.h.
 #[derive(Default)]
 #[repr(C)]

@@ -36,9 +36,23 @@ impl CpuSet {
         self.0.contains(&cpu)
     }
 
+    /// The numbers of the bits that are set in `mask`: processor 64·I+B is bit B of word I (sched_getaffinity(2)).
+    pub fn from_mask(mask: &[u64]) -> CpuSet {
+        let words = (0_u32..).zip(mask).filter(|(_, word)| **word != 0);
+        words
+            .flat_map(|(index, word)| (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| index * 64 + bit))
+            .collect()
+    }
+
     /// The processors of the host that are online.
     pub fn online() -> Result<CpuSet> {
         let path = "/sys/devices/system/cpu/online";
+        std::fs::read_to_string(path).during("read", path)?.trim().parse()
+    }
+
+    /// The processors of the host that a thread runs on only where it asks for them (`isolcpus=` at boot).
+    pub fn isolated() -> Result<CpuSet> {
+        let path = "/sys/devices/system/cpu/isolated";
         std::fs::read_to_string(path).during("read", path)?.trim().parse()
     }
 }
@@ -104,6 +118,12 @@ mod tests {
             let set: CpuSet = text.parse().unwrap();
             assert_eq!((set.to_string().as_str(), set.len()), (written, length), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_mask_has_its_lowest_number_first() {
+        assert_eq!(CpuSet::from_mask(&[0b1011, 0, 1 << 63]).to_string(), "0-1,3,191");
+        assert!(CpuSet::from_mask(&[0; 4]).is_empty());
     }
 
     #[test]

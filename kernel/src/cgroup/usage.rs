@@ -25,6 +25,8 @@ pub struct Usage {
     pub swap_limit_bytes: Option<u64>,
     /// Processor time used, in microseconds.
     pub cpu_usec: u64,
+    /// Of it, in the kernel.
+    pub cpu_system_usec: u64,
     /// Time for which the limit kept tasks from running.
     pub throttled_usec: u64,
     /// Number of tasks.
@@ -114,12 +116,17 @@ fn read_memory_v1(directory: &Path, usage: &mut Usage) -> Result<()> {
 
 fn read_cpu_stat(stat: &str, usage: &mut Usage) {
     usage.cpu_usec = value_of(stat, "usage_usec").unwrap_or(0);
+    usage.cpu_system_usec = value_of(stat, "system_usec").unwrap_or(0);
     usage.throttled_usec = value_of(stat, "throttled_usec").unwrap_or(0);
 }
 
-/// Nanoseconds; `cpuacct.stat` would have ticks of 10 ms.
+/// Nanoseconds in all; how they are divided only `cpuacct.stat` tells, which counts ticks of the clock.
 fn read_cpuacct(directory: &Path, usage: &mut Usage) -> Result<()> {
     usage.cpu_usec = read_number(&directory.join("cpuacct.usage"))?.unwrap_or(0) / 1_000;
+    let stat = read_optional(&directory.join("cpuacct.stat"))?.unwrap_or_default();
+    let [user, system] = ["user", "system"].map(|key| u128::from(value_of(&stat, key).unwrap_or(0)));
+    let part = (u128::from(usage.cpu_usec) * system).checked_div(user + system).unwrap_or(0);
+    usage.cpu_system_usec = u64::try_from(part).unwrap_or(usage.cpu_usec);
     Ok(())
 }
 
@@ -188,6 +195,7 @@ mod tests {
             swap_bytes: 5,
             swap_limit_bytes: Some(0),
             cpu_usec: 30,
+            cpu_system_usec: 10,
             throttled_usec: 7,
             tasks: 3,
             pids_limit: Some(100),
@@ -204,6 +212,7 @@ mod tests {
             ("memory.memsw.limit_in_bytes", "6144\n"),
             ("memory.stat", "cache 1\nswap 2\ntotal_cache 1\ntotal_swap 9\n"),
             ("cpuacct.usage", "30000\n"),
+            ("cpuacct.stat", "user 4\nsystem 2\n"),
             ("cpu.stat", "nr_periods 1\nnr_throttled 1\nthrottled_time 7000\n"),
             ("pids.current", "3\n"),
             ("pids.max", "max\n"),
@@ -216,6 +225,7 @@ mod tests {
             swap_bytes: 9,
             swap_limit_bytes: Some(2048),
             cpu_usec: 30,
+            cpu_system_usec: 10,
             throttled_usec: 7,
             tasks: 3,
             ..Default::default()

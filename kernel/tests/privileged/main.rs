@@ -47,6 +47,7 @@ fn main() {
         ("process_bounding_set_only_shrinks", processes::bounding_set_only_shrinks),
         ("process_becomes_a_user", processes::becomes_a_user),
         ("process_keyring_is_new", processes::keyring_is_new),
+        ("process_in_vfork_is_seen", processes::in_vfork_is_seen),
         ("server_of_namespaces_from_birth_to_end", server::from_birth_to_end),
     ];
     let trial = |&(name, test): &(&'static str, Test)| {

@@ -114,3 +114,34 @@ pub fn keyring_is_new() -> Outcome {
     kernel::keyring::join_new_session()?;
     ensure(!keyrings()?.is_subset(&before), "there is a session keyring that was not there before")
 }
+
+pub fn in_vfork_is_seen() -> Outcome {
+    use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, posix_spawn};
+    use nix::{fcntl::OFlag, sys::stat::Mode};
+
+    let own = std::process::id() as i32;
+    ensure_equal("who does not wait", kernel::process::in_vfork(own), None)?;
+    let directory = tempfile::tempdir()?;
+    let fifo = directory.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, Mode::S_IRWXU)?;
+    let (parent, pidfd) = match fork(&CloneOptions::default())? {
+        Fork::Parent { pid, pidfd } => (pid, pidfd),
+        Fork::Child => {
+            // Done by its child before it executes anything, and somebody opens the other end later.
+            let spawned = PosixSpawnFileActions::init().and_then(|mut actions| {
+                actions.add_open(0, &fifo, OFlag::O_RDONLY, Mode::empty())?;
+                posix_spawn(c"/bin/true", &actions, &PosixSpawnAttr::init()?, &[c"true"], &[] as &[&std::ffi::CStr])
+            });
+            std::process::exit(i32::from(spawned.is_err()))
+        }
+    };
+    let seen = (0..500).find_map(|_| {
+        let _ = pidfd.wait_exit(Some(10));
+        kernel::process::in_vfork(parent)
+    });
+    ensure_equal("who waits", seen, Some(parent))?;
+    drop(std::fs::OpenOptions::new().write(true).open(&fifo)?);
+    ensure(pidfd.wait_exit(Some(10_000))?, "it does not go on")?;
+    ensure_equal("who has ended", kernel::process::in_vfork(parent), None)?;
+    ensure(pidfd.reap()?.success(), "it found no program")
+}
