@@ -14,6 +14,7 @@
 mod forward;
 mod nfnetlink;
 mod port;
+mod returned;
 mod ruleset;
 
 use netlink_packet_netfilter::{

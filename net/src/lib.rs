@@ -1,4 +1,4 @@
-//! Linux networking over netlink: links, addresses, routes, firewall.
+//! Linux networking over netlink: links, addresses, routes, firewall; and what is told to neighbours.
 //!
 //! Knows no container: it takes names, addresses and descriptors of namespaces, and nothing of who owns them.
 //! The interface is synchronous; a tokio `current_thread` runtime that never leaves the calling thread sits inside
@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+pub mod announce;
 mod error;
 pub mod firewall;
 mod link;

@@ -116,7 +116,7 @@ impl Firewall {
         Ok(found.into_iter().flat_map(by_mac).collect())
     }
 
-    fn element(&self, set: &str, key: Option<&[u8]>) -> SetElementMessage {
+    pub(super) fn element(&self, set: &str, key: Option<&[u8]>) -> SetElementMessage {
         let mut attributes = vec![SetElementList::Table(self.table.clone()), SetElementList::Set(set.to_owned())];
         attributes.extend(key.map(|key| {
             let key = SetElementAttribute::Key(DataAttribute::Value(key.to_vec()));

@@ -54,6 +54,7 @@ impl Ruleset {
         include_str!("inet.nft")
             .replace("@TABLE@", &self.table)
             .replace("@BRIDGE@", bridge)
+            .replace("@PREFIX@", &self.port_prefix)
             .replace("\t\t@NAT@\n", &nat)
     }
 

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod announcing;
 mod fixture;
 mod frames;
 mod links;
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
         return links::alone();
     }
     let arguments = Arguments::from_args();
-    let parts = [links::trials(), rules::trials(), spoofing::trials(), frames::trials()];
+    let parts = [links::trials(), rules::trials(), spoofing::trials(), frames::trials(), announcing::trials()];
     let trials = parts.into_iter().flatten().collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -1,6 +1,11 @@
 //! Loading and removing the rules, forwarding and address translation, other people's firewalls.
 
-use std::os::fd::AsFd;
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, TcpListener, TcpStream},
+    os::fd::AsFd,
+    process::Command,
+};
 
 use libtest_mimic::Trial;
 use net::{
@@ -10,7 +15,7 @@ use net::{
 };
 
 use crate::{
-    fixture::{Namespace, Site, TABLE, exchange, ip, load, lost, net, nft},
+    fixture::{Guest, Namespace, PATIENCE, SILENCE, Site, TABLE, V4, V6, exchange, ip, load, lost, net, nft},
     trial,
 };
 
@@ -20,6 +25,7 @@ pub fn trials() -> Vec<Trial> {
         trial("rules::bindings_survive_a_second_install", bindings_survive),
         trial("rules::unbinding_is_exact_and_repeatable", unbinding),
         trial("rules::guests_reach_the_outside_under_the_hosts_address", outside),
+        trial("rules::a_connection_that_begins_in_its_middle_keeps_the_address_of_who_has_returned", returned),
         trial("rules::a_dropping_firewall_of_others_is_found", dropping_firewall),
         trial("rules::a_missing_table_is_named", missing_table),
     ]
@@ -124,6 +130,42 @@ fn outside() {
     firewall.remove().unwrap();
     let fresh = site.a.namespace.udp((site.a.v4, 0));
     assert_ne!(crate::fixture::send(&fresh, &server4, "bare").unwrap().ip(), ip("198.51.100.1"));
+}
+
+fn returned() {
+    let site = Site::new();
+    let outside = uplink(&site.host);
+    for (family, way) in [(Family::V4, [V4, "198.51.100.1"]), (Family::V6, [V6, "2001:db8::1"])] {
+        Sysctl::default().enable_forwarding(family).unwrap();
+        let [network, gateway] = way;
+        let added = outside.within(|| Command::new("ip").args(["route", "add", network, "via", gateway]).status());
+        assert!(added.unwrap().success());
+    }
+    // Before there are rules: nobody follows connections here, and so nobody knows who has made these.
+    let connect = |guest: &Guest, address: IpAddr| {
+        let listener = guest.namespace.within(|| TcpListener::bind((address, 80))).unwrap();
+        let there = outside.within(|| TcpStream::connect(listener.local_addr().unwrap())).unwrap();
+        there.set_read_timeout(Some(PATIENCE)).unwrap();
+        (listener.accept().unwrap().0, there)
+    };
+    let known = [connect(&site.a, site.a.v4), connect(&site.a, site.a.v6)];
+    let (mut unknown, mut far) = connect(&site.b, site.b.v4);
+    let mut firewall = site.guard();
+    for _ in 0..2 {
+        firewall.note_return(&[site.a.v4, site.a.v6]).unwrap();
+    }
+    // The rules come anew, and what they know of guests stays.
+    site.ruleset().install().unwrap();
+    let mut heard = [0; 5];
+    for (mut guest, mut there) in known {
+        guest.write_all(b"hello").unwrap();
+        there.read_exact(&mut heard).unwrap();
+        assert_eq!(heard, *b"hello");
+    }
+    // One that nobody has noted is taken for a guest that has made the connection itself.
+    far.set_read_timeout(Some(SILENCE)).unwrap();
+    unknown.write_all(b"hello").unwrap();
+    far.read_exact(&mut heard).unwrap_err();
 }
 
 fn dropping_firewall() {
