@@ -61,12 +61,21 @@ pub struct Accounts {
     /// Time since the server's start at the last answer.
     wall_ns: u64,
     last: CpuTimes,
+    /// Used before the kernel began to count, and not charged yet: user and system time in nanoseconds.
+    before_ns: (u64, u64),
+    /// Of CPUs that a server had where it was before, and has not here.
+    elsewhere: CpuAccount,
     /// Never shrinks: as after a hot unplug, a CPU that is no longer visible keeps what it had.
     cpus: Vec<CpuAccount>,
     visible: usize,
 }
 
 impl Accounts {
+    /// Of a server that had used processors for so long, in user mode and in the kernel, when the kernel began to count.
+    pub fn after(user_ns: u64, system_ns: u64) -> Self {
+        Self { before_ns: (user_ns, system_ns), ..Self::default() }
+    }
+
     /// Takes in what passed since the last answer. `wall_ns` is the time since the server's start.
     pub fn advance(&mut self, wall_ns: u64, cpus: &Cpus, times: &CpuTimes) {
         self.visible = cpus.visible.max(1);
@@ -79,6 +88,7 @@ impl Accounts {
         let throttled_ns = self.last.throttled_ns.saturating_sub(before.throttled_ns);
         let mut busy_ns = vec![0; self.visible];
         self.add_busy(cpus, &before.busy, &mut busy_ns);
+        self.add_before(passed_ns, &mut busy_ns);
         for (index, account) in self.cpus[..self.visible].iter_mut().enumerate() {
             account.pass(passed_ns, busy_ns[index], share(throttled_ns, index, self.visible));
         }
@@ -91,13 +101,29 @@ impl Accounts {
     }
 
     /// All CPUs that were ever visible: the sum line counts them, as the kernel's does.
-    pub fn all(&self) -> &[CpuAccount] {
-        &self.cpus
+    pub fn all(&self) -> impl Iterator<Item = &CpuAccount> {
+        self.cpus.iter().chain([&self.elsewhere])
     }
 
     /// Idle time of all CPUs, in nanoseconds.
     pub fn idle_ns(&self) -> u64 {
         self.cpus.iter().fold(0, |sum: u64, cpu| sum.saturating_add(cpu.idle_ns))
+    }
+
+    /// Adds what was used before the kernel began to count, evenly; once. More than there was time for on the visible CPUs was used on
+    /// others, and would keep these from being idle for as long.
+    fn add_before(&mut self, passed_ns: u64, busy_ns: &mut [u64]) {
+        let (user, system) = std::mem::take(&mut self.before_ns);
+        let used = user.saturating_add(system);
+        let room = passed_ns.saturating_mul(self.visible as u64).saturating_sub(busy_ns.iter().sum());
+        let fits = u128::from(used.min(room));
+        let user_fits = (u128::from(user) * fits).checked_div(u128::from(used)).unwrap_or(0);
+        let [user_here, system_here] = [user_fits, fits - user_fits].map(|part| part as u64);
+        for (index, busy_ns) in busy_ns.iter_mut().enumerate() {
+            let [user, system] = [user_here, system_here].map(|part| share(part, index, self.visible));
+            *busy_ns = busy_ns.saturating_add(self.cpus[index].charge(user, 0, system));
+        }
+        self.elsewhere.charge(user - user_here, 0, system.saturating_sub(system_here));
     }
 
     /// Adds the busy time since the last answer, exactly where the kernel says which CPU it was and that CPU
@@ -185,6 +211,26 @@ mod tests {
     }
 
     #[test]
+    fn what_was_used_before_the_kernel_counted_is_counted_once() {
+        let mut accounts = Accounts::after(3 * S + 1, S);
+        accounts.advance(10 * S, &cpus(&[0, 1], 2), &total(S, 0, 0));
+        accounts.advance(11 * S, &cpus(&[0, 1], 2), &total(S, 0, 0));
+        let sum = |part: fn(&CpuAccount) -> u64| accounts.visible().iter().map(part).sum::<u64>();
+        assert_eq!((sum(|cpu| cpu.user_ns), sum(|cpu| cpu.system_ns)), (4 * S + 1, S));
+        assert_eq!(accounts.idle_ns(), 22 * S - 5 * S - 1);
+    }
+
+    #[test]
+    fn what_was_used_on_more_cpus_leaves_the_visible_ones_idle() {
+        let mut accounts = Accounts::after(30 * S, 10 * S);
+        accounts.advance(10 * S, &cpus(&[0, 1], 2), &total(S, 0, 0));
+        let sum = |accounts: &Accounts| accounts.all().map(|cpu| cpu.user_ns + cpu.system_ns).sum::<u64>();
+        assert_eq!((sum(&accounts), accounts.idle_ns()), (41 * S, 0));
+        accounts.advance(12 * S, &cpus(&[0, 1], 2), &total(2 * S, 0, 0));
+        assert_eq!((sum(&accounts), accounts.idle_ns()), (42 * S, 3 * S));
+    }
+
+    #[test]
     fn throttled_time_is_steal_but_never_more_than_passed() {
         let mut accounts = Accounts::default();
         accounts.advance(10 * S, &cpus(&[0, 1], 1), &total(6 * S, 0, 10 * S));
@@ -196,12 +242,12 @@ mod tests {
     fn fewer_and_more_cpus_never_turn_a_counter_back() {
         let mut accounts = Accounts::default();
         accounts.advance(10 * S, &cpus(&[0, 1], 2), &total(10 * S, 0, 0));
-        let before = accounts.all().to_vec();
+        let before: Vec<_> = accounts.all().cloned().collect();
         accounts.advance(11 * S, &cpus(&[0, 1], 1), &total(10 * S, 0, 0));
         assert_eq!(accounts.visible().len(), 1);
         assert_eq!(accounts.visible()[0].idle_ns, before[0].idle_ns + S);
         accounts.advance(12 * S, &cpus(&[0, 1], 2), &total(11 * S, 0, 0));
-        for (now, then) in accounts.all().iter().zip(&before) {
+        for (now, then) in accounts.all().zip(&before) {
             assert!(now.user_ns >= then.user_ns && now.idle_ns >= then.idle_ns);
         }
     }

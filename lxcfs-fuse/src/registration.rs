@@ -18,8 +18,20 @@ pub struct Registration {
     /// The quota as the spec has it. Only a hint: the cgroup is the truth.
     #[serde(default)]
     pub cpus: Option<f64>,
+    /// What it had used of processors before its cgroup was made: it came back from a checkpoint.
+    #[serde(default)]
+    pub cpu_before: CpuTime,
     /// The server's cgroup directories.
     pub cgroup: Cgroup,
+}
+
+/// Processor time, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct CpuTime {
+    /// In programs.
+    pub user_usec: u64,
+    /// In the kernel.
+    pub system_usec: u64,
 }
 
 /// Absolute directories of the server's control groups, by controller.
@@ -86,11 +98,13 @@ mod tests {
 
     #[test]
     fn a_registration_of_the_contract_is_read() {
-        let text = "name = \"web1\"\nstarted_boottime_ns = 123456789\ncpus = 1.5\n\n[cgroup]\n\
+        let text = "name = \"web1\"\nstarted_boottime_ns = 123456789\ncpus = 1.5\n\n\
+                    [cpu_before]\nuser_usec = 7\nsystem_usec = 8\n\n[cgroup]\n\
                     unified = \"/sys/fs/cgroup/unified/vsos/web1\"\ncpu = \"/sys/fs/cgroup/cpu/vsos/web1\"\n";
         let registration = Registration::parse(text).unwrap();
         assert_eq!(registration.name, "web1");
         assert_eq!(registration.cpus, Some(1.5));
+        assert_eq!(registration.cpu_before, CpuTime { user_usec: 7, system_usec: 8 });
         assert_eq!(registration.cgroup.directories().count(), 2);
     }
 

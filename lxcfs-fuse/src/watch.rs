@@ -55,13 +55,16 @@ pub struct Server {
 
 impl Server {
     fn new(id: u64, registration: Registration, now: Now) -> Server {
+        let ns = |usec: u64| usec.saturating_mul(1_000);
+        let before = registration.cpu_before;
+        let accounts = Accounts::after(ns(before.user_usec), ns(before.system_usec));
         Server {
             id,
             started: now.system_time_of(registration.started_boottime_ns),
             registration,
             last: LastTexts::default(),
             files: Mutex::default(),
-            accounts: Mutex::default(),
+            accounts: Mutex::new(accounts),
             load: Mutex::default(),
             read_ms: AtomicU64::new(now.boottime_ms()),
             load_read_ms: AtomicU64::new(0),

@@ -115,8 +115,8 @@ proptest! {
             most = most.max(turn.visible);
             check_stat(&text, &mut before, turn.visible, turn.visible < most)?;
         }
-        let sum: u64 = accounts.all().iter().map(|cpu| cpu.user_ns + cpu.nice_ns + cpu.system_ns + cpu.steal_ns + cpu.idle_ns).sum();
-        let used: u64 = accounts.all().iter().map(|cpu| cpu.user_ns + cpu.nice_ns + cpu.system_ns).sum();
+        let sum: u64 = accounts.all().map(|cpu| cpu.user_ns + cpu.nice_ns + cpu.system_ns + cpu.steal_ns + cpu.idle_ns).sum();
+        let used: u64 = accounts.all().map(|cpu| cpu.user_ns + cpu.nice_ns + cpu.system_ns).sum();
         prop_assert_eq!(used, busy / 2 + busy / 4 + busy / 4);
         // All the time there was is accounted for; more only as far as it was used in advance.
         prop_assert!(sum >= capacity && sum <= capacity + used);
