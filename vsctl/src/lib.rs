@@ -9,6 +9,7 @@
 
 pub mod aside;
 pub mod checkpoint;
+pub mod checksum;
 pub mod cli;
 pub mod criu;
 pub mod doctor;

@@ -111,6 +111,11 @@ impl<'a> Seen<'a> {
         self.usage.get_or_init(read).as_ref()
     }
 
+    /// Processor time that it has used since its start, in microseconds: also what it used elsewhere, or before it was suspended.
+    pub fn cpu_usec(&self) -> Option<u64> {
+        Some(self.usage()?.cpu_usec.saturating_add(self.status()?.cpu_before.sum_usec()))
+    }
+
     /// Init's pid on the host.
     pub fn pid(&self) -> Option<i32> {
         Some(self.status()?.pid)
@@ -174,7 +179,7 @@ impl<'a> Seen<'a> {
                 },
             },
             cpus: self.cpus(),
-            cpu_usage_usec: usage.map(|usage| usage.cpu_usec),
+            cpu_usage_usec: self.cpu_usec(),
             tasks: usage.map(|usage| usage.tasks),
             tasks_limit: usage.map_or(server.spec.pids.map(|pids| pids.0), |usage| usage.pids_limit),
             autostart: server.spec.autostart,

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
@@ -54,9 +54,13 @@ pub fn of(group: &Group, init: i32, first_id: u32) -> Result<Vec<Process>> {
     Ok(pids.into_iter().filter_map(|pid| read(pid, first_id, &users)).collect())
 }
 
+/// Process `pid` of the host's; none when it has ended.
+pub fn of_host(pid: i32) -> Option<Process> {
+    read(pid, 0, &BTreeMap::new())
+}
+
 fn read(pid: i32, first_id: u32, users: &BTreeMap<u32, String>) -> Option<Process> {
-    let file = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
-    let status = Status::parse(&file("status")?)?;
+    let status = Status::parse(&text(pid, "status").ok()?)?;
     let uid_inside = status.uid.checked_sub(first_id).filter(|uid| first_id == 0 || *uid < crate::site::IDS_PER_SERVER);
     let user = match uid_inside {
         Some(uid) => users.get(&uid).cloned().unwrap_or_else(|| uid.to_string()),
@@ -72,9 +76,47 @@ fn read(pid: i32, first_id: u32, users: &BTreeMap<u32, String>) -> Option<Proces
         user,
         state: status.state,
         rss_bytes: status.rss_bytes,
-        cpu_ms: cpu_ms(&file("stat")?)?,
+        cpu_ms: cpu_ms(&text(pid, "stat").ok()?)?,
         command: command(&arguments, &status.name),
     })
+}
+
+/// The file `name` of thread `id` in /proc. The kernel writes names of threads and of control groups as they are, and they need not be
+/// UTF-8: what is not is replaced.
+///
+/// # Errors
+/// When it has ended.
+pub fn text(id: i32, name: &str) -> io::Result<String> {
+    Ok(String::from_utf8_lossy(&fs::read(format!("/proc/{id}/{name}"))?).into_owned())
+}
+
+/// The threads of process `pid`, by their numbers.
+///
+/// # Errors
+/// When it has ended.
+pub fn threads(pid: i32) -> Result<Vec<i32>> {
+    let mut threads = numbers(&format!("/proc/{pid}/task"))?;
+    threads.sort_unstable();
+    Ok(threads)
+}
+
+/// The entries of a directory that are numbers.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn numbers(directory: &str) -> Result<Vec<i32>> {
+    let read = || format!("read {directory}");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).with_context(read)? {
+        found.extend(entry.with_context(read)?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    Ok(found)
+}
+
+/// The number that `thread` has for itself, in the innermost pid namespace; none when it has ended.
+pub fn number_inside(thread: i32) -> Option<i32> {
+    let status = text(thread, "status").ok()?;
+    status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_ascii_whitespace().last()?.parse().ok()
 }
 
 /// What is needed of /proc/PID/status.
@@ -146,8 +188,7 @@ fn parse_passwd(text: &str) -> BTreeMap<u32, String> {
 /// When there is no such process, or it is no server's.
 pub fn owner(site: &Site, pid: i32) -> Result<(Name, i32)> {
     let file = |name: &str| {
-        fs::read_to_string(format!("/proc/{pid}/{name}"))
-            .map_err(|_| Failure::new(Exit::BadParameter, format!("there is no process {pid}")))
+        text(pid, name).map_err(|_| Failure::new(Exit::BadParameter, format!("there is no process {pid}")))
     };
     let Some(name) = owner_in(&file("cgroup")?, &site.cgroup()) else {
         return Err(Failure::new(Exit::Failed, format!("process {pid} belongs to no server")).into());
@@ -177,6 +218,30 @@ mod tests {
             Status { name: "sleep (x)".into(), state: 'S', uid: 1_879_113_728, pid_inside: 23, rss_bytes: 880 << 10 };
         assert_eq!(Status::parse(text), Some(expected));
         assert_eq!(Status::parse("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn a_thread_is_found_where_the_kernel_has_it() {
+        let own = std::process::id() as i32;
+        let look = move || {
+            let thread = rustix::thread::gettid().as_raw_nonzero().get();
+            (thread, threads(own).unwrap(), number_inside(thread))
+        };
+        let (thread, all, inside) = std::thread::spawn(look).join().unwrap();
+        assert!(all.contains(&thread) && all.contains(&own) && thread != own, "{thread} in {all:?}");
+        assert_eq!((inside, number_inside(i32::MAX)), (Some(thread), None));
+    }
+
+    #[test]
+    fn a_name_that_is_no_utf8_hides_nobody() {
+        let look = || {
+            let thread = rustix::thread::gettid().as_raw_nonzero().get();
+            rustix::thread::set_name(c"a\xff\xfeb").unwrap();
+            (thread, number_inside(thread), of_host(thread))
+        };
+        let (thread, inside, found) = std::thread::spawn(look).join().unwrap();
+        let found = found.unwrap();
+        assert_eq!((inside, found.pid, found.pid_inside), (Some(thread), thread, thread));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! /var/lib/vsos/servers/NAME/         server.toml, record.toml, volume/, console.log; migration.toml
 //!                                     while it is between two hosts
 //! /var/lib/vsos/templates/NAME/       template.toml, record.toml, root/
+//! /var/lib/vsos/trees/LABEL/          a checkpoint of processes that are no server's
 //! /var/lib/vsos/ids/ID                who has the number (the file's text is the name)
 //! /var/lib/vsos/addresses/ADDRESS     who has the address
 //! /var/lib/vsos/journal/NAME          steps of an unfinished create or destroy
@@ -15,12 +16,14 @@
 //! /run/vsos/servers/NAME/             status.toml, monitor.sock, monitor.lock, root/; while it runs
 //! /run/vsos/journal/NAME              steps of its start, to be taken back
 //! /run/vsos/lock/NAME                 held by the command that changes NAME
+//! /run/vsos/trees/LABEL/              lock and logs of a checkpoint of processes that are no server's
 //! /run/vsos/lxcfs/                    the FUSE overlay's own directory
 //! ```
 
 use std::env;
 use std::fs;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -81,12 +84,17 @@ pub struct Checkpoint {
 pub struct Migrate {
     /// The program, with arguments, that runs a command on another host: `ssh HOST vsctl …`.
     pub shell: Vec<String>,
+    /// For how many seconds the other host may say nothing before it is taken for lost. The shorter of both hosts' counts.
+    pub silence: NonZeroU64,
 }
+
+/// [`Migrate::silence`] when nothing is said.
+const SILENCE_S: NonZeroU64 = NonZeroU64::new(120).unwrap();
 
 impl Default for Migrate {
     fn default() -> Self {
         // A host that is gone is noticed: otherwise TCP waits for hours.
-        Self { shell: ["ssh", "-o", "ServerAliveInterval=15"].map(Into::into).into() }
+        Self { shell: ["ssh", "-o", "ServerAliveInterval=15"].map(Into::into).into(), silence: SILENCE_S }
     }
 }
 
@@ -182,6 +190,16 @@ impl Site {
     /// Runtime files of one server; exists while it runs.
     pub fn server_run(&self, name: &Name) -> PathBuf {
         self.run().join("servers").join(name.as_str())
+    }
+
+    /// The directory of all checkpoints of processes that are no server's.
+    pub fn trees(&self) -> PathBuf {
+        self.state().join("trees")
+    }
+
+    /// Runtime files of one of them.
+    pub fn tree_run(&self, label: &Name) -> PathBuf {
+        self.run().join("trees").join(label.as_str())
     }
 
     /// The FUSE overlay's directory.

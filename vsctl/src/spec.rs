@@ -256,8 +256,8 @@ impl<'de> Deserialize<'de> for Scalar {
     }
 }
 
-/// `cpuset` is a type of `kernel`, which knows no configuration file.
-mod as_text {
+/// A set of processors is a type of `kernel`, which knows no file of ours.
+pub(crate) mod as_text {
     use super::{CpuSet, Deserialize, Deserializer, Scalar, Serializer, de};
 
     pub fn serialize<S: Serializer>(set: &Option<CpuSet>, serializer: S) -> Result<S::Ok, S::Error> {

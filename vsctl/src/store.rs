@@ -142,6 +142,9 @@ pub struct Migration {
     pub peer: String,
     /// Whether it ran before, and shall run there.
     pub start: bool,
+    /// Whether its memory comes when it runs there already.
+    #[serde(default)]
+    pub is_postcopy: bool,
 }
 
 impl Migration {
@@ -227,14 +230,21 @@ pub fn save_spec(site: &Site, name: &Name, text: &str) -> Result<()> {
 /// # Errors
 /// Exit 9 when the other command takes too long.
 pub fn lock(site: &Site, name: &Name) -> Result<Flock> {
-    let path = lock_file(site, name)?;
+    lock_soon(&lock_file(site, name)?, &format!("'{name}'"))
+}
+
+/// Takes the lock at `path` under which `what` may be changed; waits for another command for a while.
+///
+/// # Errors
+/// As [`lock`].
+pub fn lock_soon(path: &Path, what: &str) -> Result<Flock> {
     let started = Instant::now();
     loop {
-        if let Some(lock) = Flock::try_exclusive(&path)? {
+        if let Some(lock) = Flock::try_exclusive(path)? {
             return Ok(lock);
         }
         if started.elapsed() > PATIENCE {
-            return Err(Failure::new(Exit::Locked, format!("another command works on '{name}'"))
+            return Err(Failure::new(Exit::Locked, format!("another command works on {what}"))
                 .hint(format!("`fuser {}` shows which", path.display()))
                 .into());
         }

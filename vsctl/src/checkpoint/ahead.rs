@@ -9,11 +9,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use kernel::lock::Flock;
 
-use super::dump::Subject;
-use super::image::{Image, survey};
+use super::dump::{Subject, persistently};
+use super::image::survey;
 use super::{clear, give_to_server};
+use crate::checksum::Sum;
+use crate::criu;
 use crate::name::Name;
 use crate::site::Site;
 use crate::store::Server;
@@ -22,29 +23,47 @@ use crate::volume::{self, MEMORY};
 /// The rounds of a server that are on the disk.
 #[derive(Debug, Default)]
 pub struct Ahead {
-    rounds: Vec<BTreeMap<String, Image>>,
+    rounds: Vec<BTreeMap<String, Sum>>,
 }
 
 impl Ahead {
     /// Writes one more round of a running server, which stands still only while it is looked at. Returns its directory, and how much
-    /// memory is in it, in bytes.
+    /// memory is in it, in bytes. None: it could not be looked at just now, and with that all earlier rounds have become worthless and are gone.
     ///
     /// # Errors
     /// As [`super::suspend`]; what is on the disk then is of no use ([`super::clear`]).
-    pub fn round(&mut self, site: &Site, server: &Server, lock: &Flock) -> Result<(PathBuf, u64)> {
+    pub fn round(&mut self, site: &Site, server: &Server, subject: &Subject<'_>) -> Result<Option<(PathBuf, u64)>> {
         if self.rounds.is_empty() {
             clear(site, &server.name)?;
         }
         let number = self.rounds.len();
         let parent = (number > 0).then(|| Path::new("..").join(number.to_string()));
         let directory = directory(site, &server.name).join((number + 1).to_string());
-        fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-        give_to_server(site, server)?;
-        Subject::find(site, server, lock)?.write_ahead(&directory, parent)?;
+        let write = || {
+            fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+            give_to_server(site, server)?;
+            if number == 0 {
+                subject.keep_program(&directory)?;
+            }
+            subject.write_ahead(&directory, parent.clone())
+        };
+        match persistently(number == 0, &directory, write) {
+            Err(error) if number > 0 && criu::may_pass(&error) => {
+                log::info!("what was written ahead of '{}' is given up: {error:#}", server.name);
+                self.rounds.clear();
+                return clear(site, &server.name).map(|()| None);
+            }
+            written => written?,
+        }
         let files = survey(&directory)?;
         let bytes = files.values().map(|image| image.bytes).sum();
         self.rounds.push(files);
-        Ok((directory, bytes))
+        Ok(Some((directory, bytes)))
+    }
+
+    /// Whether there is any.
+    pub fn is_empty(&self) -> bool {
+        self.rounds.is_empty()
     }
 
     /// The last round, as images in the volume name it.
@@ -53,7 +72,7 @@ impl Ahead {
     }
 
     /// All its files, by their names for images in the volume.
-    pub fn files(&self) -> impl Iterator<Item = (String, Image)> + '_ {
+    pub fn files(&self) -> impl Iterator<Item = (String, Sum)> + '_ {
         self.rounds.iter().zip(1..).flat_map(|(files, number)| {
             files.iter().map(move |(name, image)| (format!("../{MEMORY}/{number}/{name}"), image.clone()))
         })

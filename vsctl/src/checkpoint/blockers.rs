@@ -3,34 +3,80 @@
 //! Limit: what /proc shows. Some of it CRIU finds out only when it looks from inside (unsupported sockets); then it says so, and the
 //! server goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use kernel::mount::parse_mountinfo;
+use kernel::mount::{Attributes, FileSystem, MountInfo, parse_mountinfo};
+use kernel::namespace::{self, Kinds};
+use rustix::fs::{Dir, Mode, OFlags};
 
-use crate::processes::Process;
+use crate::aside::{self, Found};
+use crate::failure::{Exit, Failure};
+use crate::processes::{self, Process};
+
+/// How long who listens may take to accept a connection, before it is said that it does not.
+const ACCEPT_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long it may take to list what no process need have open.
+const LIST_LIMIT: Duration = Duration::from_secs(30);
 
 /// Something that cannot be dumped.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blocker {
-    /// Inside and on the host.
-    pids: (i32, i32),
-    command: String,
-    what: What,
+pub enum Blocker {
+    /// Of a process.
+    Process {
+        /// Inside and on the host.
+        pids: (i32, i32),
+        /// What it is called.
+        command: String,
+        /// What it has.
+        what: What,
+    },
+    /// A POSIX message queue, which lasts without a process.
+    Queue(String),
+    /// A connection that nobody has accepted yet, at this TCP port.
+    Waiting(u16),
 }
 
+/// What a process has that cannot be dumped.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum What {
+pub enum What {
     /// An open file of a kind that has no place in images.
-    File { kind: &'static str, link: String },
+    File {
+        /// What it is.
+        kind: &'static str,
+        /// Its link in /proc/PID/fd.
+        link: String,
+    },
     /// A namespace of a kind that may not be nested.
     Namespace(&'static str),
     /// Its parent is outside: somebody entered.
     Visitor,
+    /// A tree of the host's is in namespaces that are not the host's.
+    Elsewhere(&'static str),
+    /// Of a tree: its session began outside.
+    Session(i32),
+    /// Of a tree: a terminal, or the master of one.
+    Terminal(String),
+    /// Of a tree: a pipe that somebody outside has too.
+    Pipe {
+        /// Its link in /proc/PID/fd.
+        link: String,
+        /// Who.
+        other: i32,
+    },
+    /// Of a tree: a TCP connection.
+    Connection(String),
+    /// Of a tree's session, and no more in the tree.
+    Stray,
+    /// The command that is to dump it.
+    Ourselves,
 }
 
 impl What {
@@ -39,6 +85,12 @@ impl What {
             Self::File { .. } => "end it, or let it close the file",
             Self::Namespace(_) => "end it; a migratable server refuses new ones since its start",
             Self::Visitor => "leave the session: it belongs to `vsctl enter` or `exec`",
+            Self::Elsewhere(_) => "only trees in the namespaces of this command can be put on the disk",
+            Self::Session(_) => "start the tree with `vsctl checkpoint run`",
+            Self::Terminal(_) | Self::Pipe { .. } => "let it read and write files, as with `vsctl checkpoint run`",
+            Self::Connection(_) => "let it close the connection, which would be reset anyway",
+            Self::Stray => "end it, or let its parent wait for it",
+            Self::Ourselves => "name a process below",
         }
     }
 }
@@ -46,14 +98,61 @@ impl What {
 impl fmt::Display for Blocker {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         // What a guest has named goes to somebody's terminal.
-        write!(out, "process {} ({}, {} on the host) ", self.pids.0, self.command.escape_debug(), self.pids.1)?;
-        match &self.what {
+        let (pids, command, what) = match self {
+            Self::Process { pids, command, what } => (pids, command, what),
+            Self::Waiting(port) => {
+                return write!(
+                    out,
+                    "a connection waits at TCP port {port} and is not accepted; try again, or end who listens there"
+                );
+            }
+            Self::Queue(name) => {
+                let name = name.escape_debug();
+                return write!(
+                    out,
+                    "a POSIX message queue is there: /{name}; end who uses it, and remove it (mq_unlink(3))"
+                );
+            }
+        };
+        let (command, (inside, outside)) = (command.escape_debug(), *pids);
+        match inside == outside {
+            true => write!(out, "process {inside} ({command}) "),
+            false => write!(out, "process {inside} ({command}, {outside} on the host) "),
+        }?;
+        match what {
             What::File { kind, link } => write!(out, "has {kind} open: {}", link.escape_debug()),
             What::Namespace(kind) => write!(out, "is in a {kind} namespace of its own"),
             What::Visitor => write!(out, "has come in from outside"),
+            What::Elsewhere(kind) => write!(out, "is in another {kind} namespace"),
+            What::Session(leader) => write!(out, "is of the session of process {leader}, outside the tree"),
+            What::Terminal(link) => write!(out, "has a terminal open: {}", link.escape_debug()),
+            What::Pipe { link, other } => write!(out, "has a pipe to process {other}, outside the tree: {link}"),
+            What::Connection(ends) => write!(out, "has a TCP connection: {ends}"),
+            What::Stray => write!(out, "is of the tree's session, and has left the tree"),
+            What::Ourselves => write!(out, "is this command"),
         }?;
-        write!(out, "; {}", self.what.advice())
+        write!(out, "; {}", what.advice())
     }
+}
+
+impl Blocker {
+    /// Something about `process`.
+    pub fn new(process: &Process, what: What) -> Self {
+        Self::Process { pids: (process.pid_inside, process.pid), command: process.command.clone(), what }
+    }
+}
+
+/// That `subject` cannot be dumped; nothing when nothing stands in the way.
+///
+/// # Errors
+/// Exit 5, with all that does.
+pub fn refuse(subject: &str, found: &[Blocker]) -> Result<()> {
+    if found.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = found.iter().map(|blocker| format!("\n  {blocker}")).collect();
+    let message = format!("{subject} cannot be put on the disk as it is:{}", list.concat());
+    Err(Failure::new(Exit::Unsupported, message).into())
 }
 
 /// Namespaces that CRIU dumps for a whole server only.
@@ -64,30 +163,35 @@ const WHOLE: &[&str] = &["cgroup", "ipc", "pid", "time", "user", "uts"];
 /// # Errors
 /// When init cannot be looked at. A process that ends meanwhile blocks nothing.
 pub fn find(init: i32, processes: &[Process]) -> Result<Vec<Blocker>> {
-    let own = namespaces(init).with_context(|| format!("look at the namespaces of process {init}"))?;
-    let mut found = Vec::new();
+    let own = namespaces(init, WHOLE).with_context(|| format!("look at the namespaces of process {init}"))?;
+    let mut found: Vec<Blocker> =
+        queues(init).context("list message queues")?.into_iter().map(Blocker::Queue).collect();
+    found.extend(waiting(init).into_iter().map(Blocker::Waiting));
+    // A descriptor that was handed on may be of a mount that only another sees.
+    let mounts: Vec<MountInfo> = processes.iter().filter_map(|process| mounts(process.pid).ok()).flatten().collect();
     for process in processes {
-        let mut note = |what| {
-            let pids = (process.pid_inside, process.pid);
-            found.push(Blocker { pids, command: process.command.clone(), what });
-        };
+        let mut note = |what| found.push(Blocker::new(process, what));
         if process.pid != init && parent_inside(process.pid) == Some(0) {
             note(What::Visitor);
         }
-        let theirs = namespaces(process.pid).unwrap_or_default();
+        let theirs = namespaces(process.pid, WHOLE).unwrap_or_default();
         for (kind, number) in &theirs {
             if own.get(kind).is_some_and(|own| own != number) {
                 note(What::Namespace(kind));
             }
         }
-        for (kind, link) in files(process.pid).unwrap_or_default() {
+        for (kind, link) in files(process.pid, &mounts).unwrap_or_default() {
             note(What::File { kind, link });
         }
     }
     Ok(found)
 }
 
-fn namespaces(pid: i32) -> Result<BTreeMap<&'static str, u64>> {
+/// The namespaces of a process, of those `kinds` that the kernel has.
+///
+/// # Errors
+/// When it has ended.
+pub fn namespaces(pid: i32, kinds: &[&'static str]) -> Result<BTreeMap<&'static str, u64>> {
     let number = |kind: &&'static str| match fs::metadata(format!("/proc/{pid}/ns/{kind}")) {
         Ok(found) => Some(Ok((*kind, found.ino()))),
         // A kernel without that kind.
@@ -96,26 +200,91 @@ fn namespaces(pid: i32) -> Result<BTreeMap<&'static str, u64>> {
         }
         Err(error) => Some(Err(error.into())),
     };
-    WHOLE.iter().filter_map(number).collect()
+    kinds.iter().filter_map(number).collect()
 }
 
 /// The number of the parent in the process's own pid namespace: 0 when it is outside.
 fn parent_inside(pid: i32) -> Option<i32> {
     // NStgid has a number for each pid namespace; a parent has none in ours inside when it is outside.
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let status = processes::text(pid, "status").ok()?;
     let parent: i32 = field(&status, "PPid:")?.parse().ok()?;
     let depth = |status: &str| field(status, "NStgid:").map(|numbers| numbers.split_whitespace().count());
-    let above = fs::read_to_string(format!("/proc/{parent}/status")).ok()?;
+    let above = processes::text(parent, "status").ok()?;
     Some(if depth(&above)? < depth(&status)? { 0 } else { parent })
 }
 
-fn field<'t>(status: &'t str, name: &str) -> Option<&'t str> {
+/// A line of a file of /proc with names and values.
+pub fn field<'t>(status: &'t str, name: &str) -> Option<&'t str> {
     status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
-/// Open files that cannot be dumped: what they are, and their links.
-fn files(pid: i32) -> Result<Vec<(&'static str, String)>> {
-    let mounts = parse_mountinfo(&fs::read_to_string(format!("/proc/{pid}/mountinfo"))?);
+/// The names of the message queues of the server.
+fn queues(init: i32) -> Result<BTreeSet<String>> {
+    let listed = aside::fetch(LIST_LIMIT, &[], || {
+        namespace::enter(namespace::open(init, "ipc")?.as_fd(), Kinds::IPC)?;
+        Ok(Found { bytes: own_queues()?.join("\n").into_bytes(), ..Found::default() })
+    })?;
+    // Names are shown, not used: it matters little which ends at a line's end of its own.
+    Ok(String::from_utf8_lossy(&listed.bytes).lines().map(str::to_owned).collect())
+}
+
+/// The names of the message queues in this process's namespace: a file system of the kernel's shows them, wherever it is mounted.
+fn own_queues() -> Result<Vec<String>> {
+    let tree = FileSystem::new("mqueue")?.mount(Attributes::READ_ONLY)?;
+    // The mount is a place, which cannot be read itself.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::openat(tree.as_fd(), ".", flags, Mode::empty()).context("open them")?;
+    let mut names = Vec::new();
+    for entry in Dir::new(directory).context("read them")? {
+        let name = entry.context("read them")?.file_name().to_string_lossy().into_owned();
+        if name != "." && name != ".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// The TCP ports of the server at which connections wait for longer than one who serves them needs to accept one.
+fn waiting(init: i32) -> BTreeSet<u16> {
+    let look = || -> BTreeSet<u16> {
+        let read = |family| fs::read_to_string(format!("/proc/{init}/net/{family}")).unwrap_or_default();
+        ["tcp", "tcp6"].into_iter().flat_map(|family| ports_with_waiting(&read(family))).collect()
+    };
+    let mut found = look();
+    let end = Instant::now() + ACCEPT_LIMIT;
+    while !found.is_empty() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+        let still = look();
+        found.retain(|port| still.contains(port));
+    }
+    found
+}
+
+/// The ports of listeners in a table of /proc/net/tcp that have connections to accept: its column `rx_queue` counts them (proc_net(5)).
+fn ports_with_waiting(table: &str) -> BTreeSet<u16> {
+    const LISTEN: &str = "0A";
+    let port = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (local, state, queues) = (words.get(1)?, words.get(3)?, words.get(4)?);
+        let is_waited_for = *state == LISTEN && queues.split_once(':')?.1 != "00000000";
+        is_waited_for.then(|| u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok())?
+    };
+    table.lines().filter_map(port).collect()
+}
+
+/// The mounts that a process sees.
+///
+/// # Errors
+/// When it has ended.
+pub fn mounts(pid: i32) -> Result<Vec<MountInfo>> {
+    Ok(parse_mountinfo(&fs::read_to_string(format!("/proc/{pid}/mountinfo"))?))
+}
+
+/// Open files that cannot be dumped: what they are, and their links. `mounts` are those that processes of the same tree see.
+///
+/// # Errors
+/// When the process has ended.
+pub fn files(pid: i32, mounts: &[MountInfo]) -> Result<Vec<(&'static str, String)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let entry = entry?;
@@ -131,11 +300,16 @@ fn files(pid: i32) -> Result<Vec<(&'static str, String)>> {
             found.push(("a trigger of pressure", link));
             continue;
         }
-        let mount: Option<u64> = field(&info, "mnt_id:").and_then(|id| id.parse().ok());
-        let mount = mounts.iter().find(|known| Some(known.id) == mount);
-        if let Some(kind) = mount.and_then(|mount| kind_of_file_system(&mount.kind)) {
-            found.push((kind, link));
+        if is_semaphore(&info) {
+            found.push(("an eventfd that is a semaphore", link));
+            continue;
         }
+        let mount: Option<u64> = field(&info, "mnt_id:").and_then(|id| id.parse().ok());
+        let kind = match mounts.iter().find(|known| Some(known.id) == mount) {
+            Some(mount) => kind_of_file_system(&mount.kind),
+            None => is_nowhere(&link).then_some("a file that is mounted nowhere (a POSIX message queue is one)"),
+        };
+        found.extend(kind.map(|kind| (kind, link)));
     }
     Ok(found)
 }
@@ -145,6 +319,18 @@ fn waits_for_pressure(link: &str, info: &str) -> bool {
     let flags = field(info, "flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());
     (link.ends_with(".pressure") || link.starts_with("/proc/pressure/"))
         && flags.is_some_and(|flags| flags & nix::libc::O_ACCMODE != nix::libc::O_RDONLY)
+}
+
+/// Whether the descriptor is an eventfd that gives one at a time (EFD_SEMAPHORE): CRIU would make one that gives all at once. Older
+/// kernels (6.1) do not tell.
+fn is_semaphore(info: &str) -> bool {
+    field(info, "eventfd-semaphore:") == Some("1")
+}
+
+/// Whether a file whose mount nobody sees is one that CRIU would look for there. It knows memfds by their names, and what is no file by
+/// other names: `socket:[12]`.
+fn is_nowhere(link: &str) -> bool {
+    link.starts_with('/') && !link.starts_with("/memfd:")
 }
 
 /// Kinds of descriptors by their names in /proc/PID/fd (proc(5)).
@@ -201,7 +387,7 @@ mod tests {
     #[test]
     fn a_blocker_says_who_what_and_what_to_do() {
         let what = What::File { kind: "an io_uring", link: "anon_inode:[io_uring]".into() };
-        let blocker = Blocker { pids: (7, 1234), command: "postgres".into(), what };
+        let blocker = Blocker::Process { pids: (7, 1234), command: "postgres".into(), what };
         assert_eq!(
             blocker.to_string(),
             "process 7 (postgres, 1234 on the host) has an io_uring open: anon_inode:[io_uring]; end it, or let it close the file"
@@ -209,10 +395,56 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_is_named_as_it_is_opened() {
+        let said = Blocker::Queue("jobs\u{1b}".into()).to_string();
+        assert!(said.contains("/jobs\\u{1b};") && said.contains("mq_unlink"), "{said}");
+    }
+
+    #[test]
+    #[ignore = "mounts: needs root"]
+    fn a_queue_that_nobody_has_open_is_listed() {
+        let own = std::process::id() as i32;
+        let name = format!("vsos-test-{own}");
+        let tree = FileSystem::new("mqueue").unwrap().mount(Attributes::empty()).unwrap();
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        drop(rustix::fs::openat(tree.as_fd(), &name, flags, Mode::RUSR | Mode::WUSR).unwrap());
+        let listed = own_queues();
+        rustix::fs::unlinkat(tree.as_fd(), &name, rustix::fs::AtFlags::empty()).unwrap();
+        assert!(listed.unwrap().contains(&name));
+        assert!(!own_queues().unwrap().contains(&name));
+    }
+
+    #[test]
+    fn an_eventfd_that_is_a_semaphore_is_told_from_one_that_counts() {
+        let info =
+            |kind: u8| format!("pos:\t0\neventfd-count:                5\neventfd-id: 2\neventfd-semaphore: {kind}\n");
+        assert!(is_semaphore(&info(1)) && !is_semaphore(&info(0)) && !is_semaphore("eventfd-count: 1\n"));
+    }
+
+    #[test]
+    fn a_listener_that_has_not_accepted_is_found_by_its_port() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
+                     0: 0100007F:1B9F 00000000:0000 0A 00000000:00000001 00:00000000 00000000     0        0 1 1 0 100 0 0 10 0\n   \
+                     1: 0100007F:1BA0 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100 0 0 10 0\n   \
+                     2: 0100007F:1BA1 0100007F:1B9F 01 00000000:00000005 00:00000000 00000000     0        0 1 1 0 100 0 0 10 0\n";
+        assert_eq!(ports_with_waiting(table), BTreeSet::from([7071]));
+    }
+
+    #[test]
+    fn a_file_that_is_mounted_nowhere_is_told_from_what_is_no_file() {
+        assert!(is_nowhere("/jobs") && is_nowhere("/secretmem (deleted)"));
+        assert!(
+            !is_nowhere("/memfd:survivor (deleted)")
+                && !is_nowhere("socket:[12]")
+                && !is_nowhere("anon_inode:[eventfd]")
+        );
+    }
+
+    #[test]
     fn an_ordinary_process_blocks_nothing() {
         let own = std::process::id() as i32;
-        assert_eq!(namespaces(own).unwrap(), namespaces(own).unwrap());
-        assert!(files(own).unwrap().is_empty());
+        assert_eq!(namespaces(own, WHOLE).unwrap().len(), WHOLE.len());
+        assert!(files(own, &mounts(own).unwrap()).unwrap().is_empty());
         assert!(parent_inside(own).is_some_and(|parent| parent > 0));
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! suspended/checkpoint.toml    written last: what is listed here is complete
 //! suspended/*.img              CRIU's
+//! suspended/vsinit             the program of their init, if it is ours
 //! ```
 
 use std::collections::BTreeMap;
@@ -11,14 +12,18 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
+use super::program;
+use crate::checksum::Sum;
 use crate::failure::{Exit, Failure};
 use crate::lifecycle::guest_groups::GuestGroup;
+use crate::lifecycle::state::CpuTime;
+use crate::lifecycle::thread_settings::ThreadSettings;
 
 /// The layout that this build writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The manifest's name.
 const MANIFEST: &str = "checkpoint.toml";
@@ -45,20 +50,17 @@ pub struct Manifest {
     pub kernel: String,
     /// The CRIU that wrote the images.
     pub criu: String,
+    /// What it had used of processors.
+    pub cpu: CpuTime,
     /// The control groups that the guest had made.
     pub groups: Vec<GuestGroup>,
-    /// Each image: its length in bytes and its SHA-256.
-    pub files: BTreeMap<String, Image>,
-}
-
-/// One image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Image {
-    /// Length.
-    pub bytes: u64,
-    /// SHA-256, in hexadecimal digits.
-    pub sha256: String,
+    /// What its threads had chosen for themselves and CRIU does not dump.
+    pub settings: Vec<ThreadSettings>,
+    /// Whether memory is missing in them: it comes from the host that has them whole, when they are restored (post-copy).
+    #[serde(default)]
+    pub is_thin: bool,
+    /// Each image.
+    pub files: BTreeMap<String, Sum>,
 }
 
 impl Manifest {
@@ -68,12 +70,7 @@ impl Manifest {
     /// When it is not there, or not one.
     pub fn read(directory: &Path) -> Result<Self> {
         let file = directory.join(MANIFEST);
-        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-        let bad = |why: String| Failure::new(Exit::BadConfiguration, format!("{}: {why}", file.display()));
-        let manifest: Self = toml::from_str(&text).map_err(|error| bad(error.message().to_owned()))?;
-        if manifest.version != VERSION {
-            return Err(bad(format!("version {} is not known", manifest.version)).into());
-        }
+        let manifest: Self = read(&file, VERSION)?;
         // They are opened as root: of an own name, or of one in a round of memory.
         let is_plain = |name: &str| !name.contains('/') && name != "..";
         let is_ours = |name: &str| match name.strip_prefix("../memory/").and_then(|rest| rest.split_once('/')) {
@@ -81,7 +78,7 @@ impl Manifest {
             None => is_plain(name),
         };
         if let Some(name) = manifest.files.keys().find(|name| !is_ours(name)) {
-            return Err(bad(format!("'{}' is no image", name.escape_debug())).into());
+            return Err(bad(&file, format!("'{}' is no image", name.escape_debug())).into());
         }
         Ok(manifest)
     }
@@ -91,12 +88,7 @@ impl Manifest {
     /// # Errors
     /// When the disk refuses.
     pub fn seal(&self, directory: &Path) -> Result<()> {
-        for name in self.files.keys() {
-            let file = directory.join(name);
-            File::open(&file).and_then(|file| file.sync_all()).with_context(|| format!("write {}", file.display()))?;
-        }
-        let text = toml::to_string(self).context("write a manifest as TOML")?;
-        Ok(kernel::file::write_atomic(&directory.join(MANIFEST), text.as_bytes())?)
+        seal(directory, self.files.keys(), MANIFEST, self)
     }
 
     /// Compares the images in `directory` with what is written down of them. `hint` says what can be done about one that is damaged.
@@ -117,24 +109,7 @@ impl Manifest {
     /// # Errors
     /// When it cannot be read.
     pub fn damage(&self, directory: &Path, name: &str) -> Result<Option<Failure>> {
-        let file = directory.join(name);
-        let damaged = |how: &str| {
-            let message = format!("the checkpoint of '{}' is damaged: {} {how}", self.name, file.display());
-            Ok(Some(Failure::new(Exit::Failed, message)))
-        };
-        let Some(expected) = self.files.get(name) else { return damaged("is not listed") };
-        let found = match Image::of(&file) {
-            Ok(found) => found,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return damaged("is missing"),
-            Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
-        };
-        if found.bytes != expected.bytes {
-            return damaged(&format!("has {} bytes and had {}", found.bytes, expected.bytes));
-        }
-        if found != *expected {
-            return damaged("has other contents than it had");
-        }
-        Ok(None)
+        damage(&format!("'{}'", self.name), self.files.get(name), &directory.join(name))
     }
 
     /// Writes down the image `name` in `directory` as it is now.
@@ -143,14 +118,14 @@ impl Manifest {
     /// When it cannot be read.
     pub fn note(&mut self, directory: &Path, name: &str) -> Result<()> {
         let file = directory.join(name);
-        let image = Image::of(&file).with_context(|| format!("read {}", file.display()))?;
-        self.files.insert(name.to_owned(), image);
+        let sum = Sum::of(&file).with_context(|| format!("read {}", file.display()))?;
+        self.files.insert(name.to_owned(), sum);
         Ok(())
     }
 
     /// The length of all images, in bytes.
     pub fn bytes(&self) -> u64 {
-        self.files.values().map(|image| image.bytes).sum()
+        self.files.values().map(|sum| sum.bytes).sum()
     }
 
     #[cfg(test)]
@@ -165,36 +140,95 @@ impl Manifest {
             with_host: false,
             kernel: "6.12".into(),
             criu: "4.1.1".into(),
+            cpu: CpuTime::default(),
             groups: Vec::new(),
+            settings: Vec::new(),
+            is_thin: false,
             files: BTreeMap::new(),
         }
     }
 }
 
-impl Image {
-    /// Length and checksum of a file.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn of(file: &Path) -> io::Result<Self> {
-        let mut file = File::open(file)?;
-        let mut hash = Sha256::new();
-        let bytes = io::copy(&mut file, &mut hash)?;
-        Ok(Self { bytes, sha256: format!("{:x}", hash.finalize()) })
+/// What is wrong with the image `file` of `whose` checkpoint: whether it is missing, cut or changed. None `expected`: it is not listed.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn damage(whose: &str, expected: Option<&Sum>, file: &Path) -> Result<Option<Failure>> {
+    let damaged = |how: &str| {
+        let message = format!("the checkpoint of {whose} is damaged: {} {how}", file.display());
+        Ok(Some(Failure::new(Exit::Failed, message)))
+    };
+    let Some(expected) = expected else { return damaged("is not listed") };
+    let found = match Sum::of(file) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return damaged("is missing"),
+        Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
+    };
+    if found.bytes != expected.bytes {
+        return damaged(&format!("has {} bytes and had {}", found.bytes, expected.bytes));
     }
+    if found != *expected {
+        return damaged("has other contents than it had");
+    }
+    Ok(None)
 }
 
-/// The images in `directory`.
+/// Reads what is written down beside images in a layout of `version`.
+///
+/// # Errors
+/// When it is not there, or of another layout.
+pub fn read<T: DeserializeOwned>(file: &Path, version: u32) -> Result<T> {
+    #[derive(Deserialize)]
+    struct Layout {
+        version: u32,
+    }
+    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let wrong = |error: toml::de::Error| bad(file, error.message().to_owned());
+    // First, since another layout has other fields.
+    let layout: Layout = toml::from_str(&text).map_err(wrong)?;
+    if layout.version != version {
+        let why = format!("it has version {} of its layout, and this vsctl knows {version}", layout.version);
+        let hint =
+            "the vsctl that made it restores it; a suspended server can be booted anew with `vsctl start --discard`";
+        return Err(bad(file, why).hint(hint).into());
+    }
+    Ok(toml::from_str(&text).map_err(wrong)?)
+}
+
+/// What is written down in `file` cannot be used.
+pub fn bad(file: &Path, why: String) -> Failure {
+    Failure::new(Exit::BadConfiguration, format!("{}: {why}", file.display()))
+}
+
+/// Puts images in `directory` on the disk, and then what is written down of them, under `name`.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn seal<'n>(
+    directory: &Path,
+    images: impl Iterator<Item = &'n String>,
+    name: &str,
+    record: &impl Serialize,
+) -> Result<()> {
+    for image in images {
+        let file = directory.join(image);
+        File::open(&file).and_then(|file| file.sync_all()).with_context(|| format!("write {}", file.display()))?;
+    }
+    let text = toml::to_string(record).with_context(|| format!("write {name} as TOML"))?;
+    Ok(kernel::file::write_atomic(&directory.join(name), text.as_bytes())?)
+}
+
+/// The images in `directory`, and the program beside them.
 ///
 /// # Errors
 /// When they cannot be read.
-pub fn survey(directory: &Path) -> Result<BTreeMap<String, Image>> {
+pub fn survey(directory: &Path) -> Result<BTreeMap<String, Sum>> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(directory).with_context(|| format!("read {}", directory.display()))? {
         let path = entry.with_context(|| format!("read {}", directory.display()))?.path();
-        if path.extension().is_some_and(|extension| extension == "img") {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            files.insert(name, Image::of(&path).with_context(|| format!("read {}", path.display()))?);
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.extension().is_some_and(|extension| extension == "img") || program::is_program(&name) {
+            files.insert(name, Sum::of(&path).with_context(|| format!("read {}", path.display()))?);
         }
     }
     Ok(files)
@@ -221,6 +255,26 @@ mod tests {
         assert_eq!(manifest.files.keys().collect::<Vec<_>>(), ["core-1.img", "pages-1.img"]);
         assert_eq!(manifest.bytes(), 5004);
         manifest.verify(directory.path(), "").unwrap();
+    }
+
+    #[test]
+    fn lists_of_groups_and_settings_are_read_as_they_were_written() {
+        let (directory, manifest) = sealed();
+        let group = GuestGroup {
+            path: "a".into(),
+            controllers: String::new(),
+            uid: 1,
+            gid: 2,
+            values: BTreeMap::from([("pids.max".into(), "3".into())]),
+        };
+        let one = ThreadSettings { thread: 7, timer_slack_ns: Some(9), ..ThreadSettings::default() };
+        for groups in [vec![], vec![group]] {
+            for settings in [vec![], vec![one.clone(), one.clone()]] {
+                let manifest = Manifest { groups: groups.clone(), settings, ..manifest.clone() };
+                manifest.seal(directory.path()).unwrap();
+                assert_eq!(Manifest::read(directory.path()).unwrap(), manifest);
+            }
+        }
     }
 
     #[test]
@@ -262,6 +316,8 @@ mod tests {
         let (directory, mut manifest) = sealed();
         manifest.version = 9;
         manifest.seal(directory.path()).unwrap();
-        assert!(Manifest::read(directory.path()).unwrap_err().to_string().contains("version 9"));
+        let error = Manifest::read(directory.path()).unwrap_err();
+        assert!(error.to_string().contains("version 9 of"), "{error}");
+        assert!(crate::failure::hint_of(&error).unwrap().contains("vsctl start --discard"));
     }
 }

@@ -11,7 +11,8 @@
 //! While both are there the processes stand still, so the images are as new as they are; whoever finds it so takes the processes back
 //! (`state::of` says `ready`, as of every start or stop that was interrupted).
 //!
-//! Beside these images, which are spent, a server can have others that are [kept] with its disk of the same instant.
+//! Beside these images, which are spent, a server can have others that are [kept] with its disk of the same instant. Processes that
+//! are no server's can be put on the disk as a [tree].
 
 mod ahead;
 mod blockers;
@@ -19,16 +20,23 @@ mod dump;
 mod ids;
 mod image;
 pub mod kept;
+mod places;
+mod program;
+mod thin;
+pub mod tree;
+mod watched;
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 use kernel::lock::Flock;
 
-use crate::criu::Criu;
 use crate::criu::message::Options as CriuOptions;
+use crate::criu::{Criu, Pages};
 use crate::events;
 use crate::failure::{Exit, Failure};
 use crate::lifecycle::batch::Batch;
@@ -36,6 +44,7 @@ use crate::lifecycle::facilities::Facilities;
 use crate::lifecycle::restore::{self, Image};
 use crate::lifecycle::start::{self, Starting};
 use crate::lifecycle::state::{self, State};
+use crate::lifecycle::world::World;
 use crate::lifecycle::{boot, network};
 use crate::name::Name;
 use crate::site::Site;
@@ -43,11 +52,10 @@ use crate::spec::NetworkMode;
 use crate::store::{self, Server};
 use crate::template::remove_tree;
 use crate::volume;
-use dump::Subject;
-
 pub use ahead::{Ahead, directory as memory_directory};
-pub use dump::Then;
-pub use image::{Image as Sum, Manifest};
+pub use dump::{Subject, Then};
+pub use image::Manifest;
+pub use thin::holds_pages;
 
 /// What the directory of images is called beside its name until they are whole.
 const UNFINISHED: &str = "new";
@@ -68,8 +76,7 @@ pub fn suspend(site: &Site, name: &Name, with_host: bool) -> Result<()> {
 ///
 /// # Errors
 /// As [`suspend`].
-pub fn suspend_held(site: &Site, server: &Server, ahead: Option<&Ahead>, lock: &Flock) -> Result<()> {
-    let subject = Subject::find(site, server, lock)?;
+pub fn suspend_held(site: &Site, server: &Server, subject: Subject<'_>, ahead: Option<&Ahead>) -> Result<()> {
     match ahead {
         Some(ahead) => put_down(site, server, &subject.after(ahead), false),
         None => clear(site, &server.name).and_then(|()| put_down(site, server, &subject, false)),
@@ -144,6 +151,20 @@ pub fn plan_resume(site: &Site, name: &Name) -> Result<Vec<String>> {
 
 /// What is written down of a suspended server's images, if they can be restored.
 fn resumable(site: &Site, server: &Server) -> Result<Manifest> {
+    let manifest = known(site, server)?;
+    if manifest.is_thin {
+        let message = format!("the memory of '{}' has not come from the other host", server.name);
+        let hint =
+            "`vsctl migrate --continue` there sends it; without it, `vsctl start --discard` boots the server anew";
+        return Err(Failure::new(Exit::Failed, message).hint(hint).into());
+    }
+    let directory = state::suspended_directory(site, &server.name);
+    manifest.verify(&directory, "nothing was started; the server can be booted anew: `vsctl start --discard`")?;
+    Ok(manifest)
+}
+
+/// The same, without a look at the images themselves.
+fn known(site: &Site, server: &Server) -> Result<Manifest> {
     let name = &server.name;
     let directory = state::suspended_directory(site, name);
     if !directory.exists() {
@@ -152,8 +173,35 @@ fn resumable(site: &Site, server: &Server) -> Result<Manifest> {
     }
     let manifest = Manifest::read(&directory)?;
     check_fits(server, &manifest)?;
-    manifest.verify(&directory, "nothing was started; the server can be booted anew: `vsctl start --discard`")?;
     version(&criu(site))?;
+    Ok(manifest)
+}
+
+/// What is written down of a suspended server's images, all of which have been read and are whole. The caller holds its lock.
+///
+/// # Errors
+/// As [`resume`].
+pub fn restorable(site: &Site, name: &Name) -> Result<Manifest> {
+    resumable(site, &store::load(site, name)?)
+}
+
+/// The same of images that the caller has just written, by a checksum of their own: a server stands still meanwhile, and all of its
+/// memory is in them.
+///
+/// # Errors
+/// As [`resume`], but for images that are damaged.
+pub fn just_written(site: &Site, name: &Name) -> Result<Manifest> {
+    known(site, &store::load(site, name)?)
+}
+
+/// The same of [thin](make_thin) ones that have lain here since; [`restore()`] needs to be told where their memory comes from.
+///
+/// # Errors
+/// As [`resume`].
+pub fn thin(site: &Site, name: &Name) -> Result<Manifest> {
+    let manifest = known(site, &store::load(site, name)?)?;
+    let hint = "the host that it came from has it whole: `vsctl migrate --abort` there, or docs/migration.md";
+    manifest.verify(&state::suspended_directory(site, name), hint)?;
     Ok(manifest)
 }
 
@@ -162,33 +210,50 @@ fn resumable(site: &Site, server: &Server) -> Result<Manifest> {
 /// # Errors
 /// As [`resume`].
 pub fn resume_held(site: &Site, name: &Name, lock: Flock) -> Result<()> {
-    restored(site, name, false, lock)?.finish(site)
+    restore(site, name, restorable(site, name)?, Memory::Here, lock)?.finish(site)
 }
 
-/// Begins to bring back a server that is not this host's yet: whole again, it stands still until [`Starting::open`].
+/// Where the memory of what is restored is.
+#[derive(Debug)]
+pub enum Memory {
+    /// In its images.
+    Here,
+    /// The same; but it is not this host's yet, so it waits at a gate when it is whole, until [`Starting::open`].
+    Waits,
+    /// The same, and what is missing in [thin](make_thin) images comes from elsewhere as long as this is open.
+    Comes(OwnedFd),
+}
+
+/// Begins to bring back a server from [`restorable`] images.
 ///
 /// # Errors
 /// As [`resume`].
-pub fn restore_waiting(site: &Site, name: &Name, lock: Flock) -> Result<Starting> {
-    restored(site, name, true, lock)
-}
-
-fn restored(site: &Site, name: &Name, waits: bool, lock: Flock) -> Result<Starting> {
+pub fn restore(site: &Site, name: &Name, manifest: Manifest, memory: Memory, lock: Flock) -> Result<Starting> {
     let server = store::load(site, name)?;
-    let manifest = resumable(site, &server)?;
     let (criu, directory) = (criu(site), state::suspended_directory(site, name));
     // After a boot of the host they are not there yet, and CRIU is told where the server's files of /proc are.
     Facilities(site).ensure()?;
     Facilities(site).ensure_view()?;
-    let options = restore_options(site, &server)?;
+    let program = program::other_than_here(site, &directory, &manifest)?;
+    let (waits, pages) = match memory {
+        Memory::Here => (false, None),
+        Memory::Waits => (true, None),
+        Memory::Comes(pages) => (true, Some(Rc::new(pages))),
+    };
+    let lazy_pages = pages.is_some().then_some(true);
+    let options = CriuOptions { lazy_pages, ..restore_options(site, &server, program.is_some())? };
     let image = Image {
         criu,
         directory,
+        program,
         logs: site.server(name),
         options,
         age_ns: manifest.age_ns,
+        cpu: manifest.cpu,
         groups: manifest.groups,
+        settings: manifest.settings,
         waits,
+        pages,
     };
     start::resume(site, name, image, lock)
 }
@@ -207,11 +272,57 @@ pub fn adopt(site: &Site, server: &Server) -> Result<()> {
     if let Some(first) = server.first_id(site) {
         ids::give(&directory, &mut manifest, first)?;
     }
+    for name in thin::place(&thin_directory(site, &server.name), &directory)? {
+        manifest.is_thin = true;
+        // To read the holes of the new one takes as long as the memory in its place; the stream that it came with had a checksum.
+        manifest.files.remove(&name);
+    }
     give(&directory, server.first_id(site), PASS)?;
     if ahead::directory(site, &server.name).exists() {
         give_to_server(site, server)?;
     }
     manifest.seal(&directory)
+}
+
+/// The directory of images that lack memory that can come later ([`make_thin`]).
+pub fn thin_directory(site: &Site, name: &Name) -> PathBuf {
+    state::suspended_directory(site, name).with_extension(state::THIN)
+}
+
+/// Makes, beside the images of a suspended server, such of its pages as lack all memory that can come later. Returns how many bytes that is.
+///
+/// # Errors
+/// When the images cannot be understood, or the disk refuses.
+pub fn make_thin(site: &Site, name: &Name) -> Result<u64> {
+    thin::make(&state::suspended_directory(site, name), &thin_directory(site, name))
+}
+
+/// Begins to send the memory that [thin](make_thin) images lack.
+///
+/// # Errors
+/// When CRIU cannot be run.
+pub fn send_pages(site: &Site, name: &Name) -> Result<Pages> {
+    criu(site).send_pages(&state::suspended_directory(site, name), &site.server(name))
+}
+
+/// Gives up thin images: the whole ones are sent.
+///
+/// # Errors
+/// What cannot be removed.
+pub fn forget_thin(site: &Site, name: &Name) -> Result<()> {
+    remove_tree(&thin_directory(site, name))
+}
+
+/// Begins to take it, for a server that is then [restored](restore()).
+///
+/// # Errors
+/// When CRIU cannot.
+pub fn take_pages(site: &Site, name: &Name) -> Result<Pages> {
+    Facilities(site).ensure()?;
+    let pages = criu(site).take_pages(&state::suspended_directory(site, name), &site.server(name))?;
+    // Not in the session of who has come by ssh: that may end before the server does.
+    World::new(site).group(&site.own_cgroup())?.attach(pages.pid())?;
+    Ok(pages)
 }
 
 /// Lets a server pass through the volume to what was written ahead of its memory.
@@ -251,9 +362,31 @@ pub fn goes_with_host(site: &Site, name: &Name) -> Result<bool> {
     Ok(Manifest::read(&state::suspended_directory(site, name))?.with_host)
 }
 
+/// The version of the CRIU that wrote the images of a suspended server.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn written_by(site: &Site, name: &Name) -> Result<Option<String>> {
+    let directory = state::suspended_directory(site, name);
+    directory.exists().then(|| Manifest::read(&directory)).transpose().map(|found| found.map(|manifest| manifest.criu))
+}
+
 /// Whether a server's processes are on the disk.
 pub fn is_suspended(site: &Site, name: &Name) -> bool {
     matches!(state::of(site, name), Ok(State::Suspended))
+}
+
+/// Whether there are images, whoever has the right to them.
+pub fn is_on_disk(site: &Site, name: &Name) -> bool {
+    state::suspended_directory(site, name).exists()
+}
+
+/// Whether there are [thin](make_thin) ones.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn is_thin(site: &Site, name: &Name) -> Result<bool> {
+    Ok(is_on_disk(site, name) && Manifest::read(&state::suspended_directory(site, name))?.is_thin)
 }
 
 /// Directories of images and disks that nobody will use.
@@ -262,7 +395,8 @@ pub fn is_suspended(site: &Site, name: &Name) -> bool {
 /// When the server's directory cannot be read.
 pub fn leftovers(site: &Site, name: &Name) -> Result<Vec<PathBuf>> {
     let images = state::suspended_directory(site, name);
-    let mut directories = [UNFINISHED, state::USED].map(|extension| images.with_extension(extension)).to_vec();
+    let mut directories =
+        [UNFINISHED, state::USED, state::THIN].map(|extension| images.with_extension(extension)).to_vec();
     directories.push(kept::aside(site, name));
     if !images.exists() {
         directories.push(ahead::directory(site, name));
@@ -337,10 +471,11 @@ fn version(criu: &Criu) -> Result<String> {
     Ok(format!("{major}.{minor}.{sublevel}"))
 }
 
-/// How CRIU finds on this host what the server had of its own.
-fn restore_options(site: &Site, server: &Server) -> Result<CriuOptions> {
+/// How CRIU finds on this host what the server had of its own. `brings_program`: vsinit comes with the images.
+fn restore_options(site: &Site, server: &Server, brings_program: bool) -> Result<CriuOptions> {
     let init = Batch::default().template(site, &server.spec.template)?.init;
-    let sources = boot::from_host(site, server, &init)?;
+    let program = brings_program.then(|| restore::program(site, &server.name));
+    let sources = boot::from_host(site, server, &init, program)?;
     let mount = |(outside, inside): (PathBuf, PathBuf)| format!("mnt[{}]:{}", inside.display(), outside.display());
     let mut external: Vec<String> = sources.into_iter().map(mount).collect();
     if server.spec.net == NetworkMode::Bridge {

@@ -25,7 +25,8 @@ enum Verb {
     Up(Flags),
     /// Take it back; no server may run.
     Down(Flags),
-    /// Let the installed lxcfs-fuse go on in the place of the one that runs, as after an upgrade; servers do not notice.
+    /// Let the installed lxcfs-fuse go on in the place of the one that runs, and load the firewall's rules anew, as after an upgrade;
+    /// servers do not notice.
     Reload(Flags),
     /// Suspend every server that runs, as before the host gets another kernel; one that cannot be suspended goes on, and is told.
     ///
@@ -74,7 +75,10 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
                 return Err(Failure::new(Exit::NotRunning, "nothing is set up here").hint("vsctl host up").into());
             }
             if flags.plan {
-                output::sentences(&[format!("reload {}", site.program("lxcfs-fuse")?.display())], flags.json)?;
+                let program = site.program("lxcfs-fuse")?;
+                let sentences =
+                    [format!("load the rules of table {}", site.table()), format!("reload {}", program.display())];
+                output::sentences(&sentences, flags.json)?;
             } else {
                 facilities::reload(site)?;
             }

@@ -132,7 +132,7 @@ static FIELDS: &[Field] = &[
         seen.cpus().map_or(Cell::Absent, |cpus| Cell::number(cpus.to_string(), cpus))
     }),
     right("cpu", "CPU time used since its start, in seconds", |seen| {
-        let used = seen.usage().map(|usage| usage.cpu_usec as f64 / 1e6);
+        let used = seen.cpu_usec().map(|usec| usec as f64 / 1e6);
         used.map_or(Cell::Absent, |seconds| Cell::number(format!("{seconds:.1}"), seconds))
     }),
     right("memory", "memory in use", |seen| Cell::bytes(seen.usage().map(|usage| usage.memory_bytes))),

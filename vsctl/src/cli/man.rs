@@ -171,6 +171,7 @@ fn environment_and_files(page: &mut Roff) {
         ("/var/lib/vsos/servers/NAME/server.toml", "The spec of a server, see server.toml(5); may be edited by hand."),
         ("/var/lib/vsos/servers/NAME/volume/", "Its root."),
         ("/var/lib/vsos/servers/NAME/checkpoints/LABEL/", "A checkpoint that is kept."),
+        ("/var/lib/vsos/trees/LABEL/", "A checkpoint of processes outside any server."),
         ("/var/lib/vsos/servers/NAME/console.log", "What its console said."),
         ("/var/lib/vsos/templates/NAME/", "A template."),
         ("/var/lib/vsos/events.log", "What vsctl events shows."),

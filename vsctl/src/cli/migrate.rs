@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::{output, progress};
 use crate::failure::{Exit, Failure};
 use crate::lifecycle::stop::Manner;
-use crate::migrate::{self, Pause};
+use crate::migrate::{self, Memory, Pause, Rung};
 use crate::name::Name;
 use crate::site::Site;
 use crate::size::show_bytes;
@@ -33,20 +33,31 @@ pub struct Args {
     /// The same, after most of its memory was sent while it ran: it stands still for a moment only.
     #[arg(long, conflicts_with_all = ["offline", "near_live"])]
     live: bool,
+    /// With --live or --near-live, let it go on before all of its memory is there, and bring that when it is asked for. Until the command
+    /// ends, its memory is on both hosts: when either fails, or the connection, it is lost, and the server boots anew from its disk. The other
+    /// host needs vm.unprivileged_userfaultfd=1.
+    #[arg(long, conflicts_with = "offline")]
+    postcopy: bool,
+    /// When --live or --near-live cannot be done, or fails and it goes on here, try the next of --near-live and --offline.
+    #[arg(long, conflicts_with = "offline")]
+    fallback: bool,
     /// With --live, for how many seconds it may be expected to stand still.
     #[arg(long, value_name = "S", default_value = "1", value_parser = seconds)]
     max_downtime: Duration,
     /// With --offline, seconds for an orderly shutdown; after them it is killed.
     #[arg(long, value_name = "S", default_value = "60")]
     timeout: u64,
+    /// Send its template before it, if there is none of that name there.
+    #[arg(long)]
+    send_template: bool,
     /// Say all that speaks against it, and change nothing.
     #[arg(long)]
     dry_run: bool,
     /// End a migration that was interrupted after the server had become the other host's.
-    #[arg(long, conflicts_with_all = ["offline", "near_live", "live", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["offline", "near_live", "live", "postcopy", "fallback", "send_template", "dry_run"])]
     r#continue: bool,
     /// Remove what the other host has of a server that was kept here.
-    #[arg(long, conflicts_with_all = ["offline", "near_live", "live", "dry_run", "continue"])]
+    #[arg(long, conflicts_with_all = ["offline", "near_live", "live", "postcopy", "fallback", "send_template", "dry_run", "continue"])]
     abort: bool,
 }
 
@@ -69,17 +80,27 @@ pub fn run(args: &Args, site: &Site) -> Result<i32> {
     if args.r#continue {
         return progress::shown(name, |shown| migrate::proceed(site, name, host, shown)).map(|()| 0);
     }
-    let pause = match (args.live, args.near_live, args.offline) {
-        (true, ..) => Pause::Live(args.max_downtime),
-        (_, true, _) => Pause::Suspend,
-        (.., true) => Pause::Stop(Manner { timeout: Duration::from_secs(args.timeout), kill: false }),
+    let memory = if args.postcopy { Memory::Later } else { Memory::First };
+    let rung = match (args.live, args.near_live, args.offline) {
+        (true, ..) => Rung::Live(memory),
+        (_, true, _) => Rung::NearLive(memory),
+        (.., true) => Rung::Offline,
         _ => {
             let hint = "`--live` and `--near-live` let it go on there (`migratable`), `--offline` stops it";
             return Err(Failure::new(Exit::BadParameter, "how is it to be moved?").hint(hint).into());
         }
     };
+    let pause = |rung| match rung {
+        Rung::Live(memory) => Pause::Live(args.max_downtime, memory),
+        Rung::NearLive(memory) => Pause::Suspend(memory),
+        Rung::Offline => Pause::Stop(Manner { timeout: Duration::from_secs(args.timeout), kill: false }),
+    };
     if args.dry_run {
-        let found = migrate::try_out(site, name, host, &pause)?;
+        let found = progress::shown(name, |shown| {
+            migrate::climb_down(site, name, rung, args.fallback, shown, |rung, _| {
+                migrate::try_out(site, name, host, &pause(rung), args.send_template)
+            })
+        })?;
         let (size, entries) = (show_bytes(found.size.bytes), found.size.entries);
         let how = match (found.runs, found.is_whole) {
             (true, false) => "is stopped for it and started there",
@@ -88,7 +109,16 @@ pub fn run(args: &Args, site: &Site) -> Result<i32> {
             (false, false) => "is not started there",
         };
         output::line(format_args!("{name} can move to {host}: {size} in {entries} files; it {how}"))?;
+        if let Some(template) = found.template {
+            let (size, entries) = (show_bytes(template.bytes), template.entries);
+            output::line(format_args!("its template goes before it: {size} in {entries} files"))?;
+        }
         return Ok(0);
     }
-    progress::shown(name, |shown| migrate::go(site, name, host, &pause, shown)).map(|()| 0)
+    progress::shown(name, |shown| {
+        migrate::climb_down(site, name, rung, args.fallback, shown, |rung, shown| {
+            migrate::go(site, name, host, &pause(rung), args.send_template, shown)
+        })
+    })
+    .map(|()| 0)
 }

@@ -100,6 +100,18 @@ pub struct Column {
     pub right: bool,
 }
 
+impl Column {
+    /// One of words.
+    pub const fn left(title: &'static str) -> Self {
+        Self { title, right: false }
+    }
+
+    /// One of numbers.
+    pub const fn right(title: &'static str) -> Self {
+        Self { title, right: true }
+    }
+}
+
 /// Prints rows below each other; the header is left out when it is not wanted.
 ///
 /// # Errors
@@ -188,7 +200,7 @@ mod tests {
 
     #[test]
     fn tables_are_plain_text_with_aligned_columns() {
-        let columns = [Column { title: "name", right: false }, Column { title: "tasks", right: true }];
+        let columns = [Column::left("name"), Column::right("tasks")];
         let rows = vec![vec!["web1".into(), "12".into()], vec!["a\u{1b}[2J".into(), "1000".into()]];
         assert_eq!(render(&columns, rows.clone(), true), "NAME   TASKS\nweb1      12\na?[2J   1000\n");
         assert_eq!(render(&columns, rows[..1].to_vec(), false), "web1  12\n");

@@ -28,14 +28,14 @@ pub struct Args {
 }
 
 const COLUMNS: &[Column] = &[
-    Column { title: "server", right: false },
-    Column { title: "pid", right: true },
-    Column { title: "inside", right: true },
-    Column { title: "user", right: false },
-    Column { title: "state", right: false },
-    Column { title: "rss", right: true },
-    Column { title: "time", right: true },
-    Column { title: "command", right: false },
+    Column::left("server"),
+    Column::right("pid"),
+    Column::right("inside"),
+    Column::left("user"),
+    Column::left("state"),
+    Column::right("rss"),
+    Column::right("time"),
+    Column::left("command"),
 ];
 
 #[derive(Serialize)]

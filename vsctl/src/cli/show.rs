@@ -129,7 +129,7 @@ fn render(whole: &Whole) -> String {
     out.line("addresses", joined(&report.addresses));
     out.section("use");
     if let Some(usage) = &whole.usage {
-        out.line("cpu time", format!("{:.2}s", usage.cpu_usec as f64 / 1e6));
+        out.some("cpu time", report.cpu_usage_usec.map(|usec| format!("{:.2}s", usec as f64 / 1e6)));
         out.line("memory", of(show_bytes(usage.memory_bytes), report.memory.limit_bytes.map(show_bytes)));
         out.line("swap", of(show_bytes(usage.swap_bytes), usage.swap_limit_bytes.map(show_bytes)));
         out.line("tasks", of(usage.tasks, usage.pids_limit));

@@ -196,12 +196,12 @@ fn source(source: &Source) -> String {
 }
 
 const COLUMNS: &[Column] = &[
-    Column { title: "name", right: false },
-    Column { title: "distribution", right: false },
-    Column { title: "init", right: false },
-    Column { title: "size", right: true },
-    Column { title: "made", right: false },
-    Column { title: "description", right: false },
+    Column::left("name"),
+    Column::left("distribution"),
+    Column::left("init"),
+    Column::right("size"),
+    Column::left("made"),
+    Column::left("description"),
 ];
 
 fn list(args: &ListArgs, templates: &Templates) -> Result<i32> {

@@ -50,17 +50,17 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 const COLUMNS: &[Column] = &[
-    Column { title: "name", right: false },
-    Column { title: "state", right: false },
-    Column { title: "cpu%", right: true },
-    Column { title: "mem", right: true },
-    Column { title: "limit", right: true },
-    Column { title: "tasks", right: true },
-    Column { title: "read/s", right: true },
-    Column { title: "write/s", right: true },
-    Column { title: "rx/s", right: true },
-    Column { title: "tx/s", right: true },
-    Column { title: "uptime", right: true },
+    Column::left("name"),
+    Column::left("state"),
+    Column::right("cpu%"),
+    Column::right("mem"),
+    Column::right("limit"),
+    Column::right("tasks"),
+    Column::right("read/s"),
+    Column::right("write/s"),
+    Column::right("rx/s"),
+    Column::right("tx/s"),
+    Column::right("uptime"),
 ];
 
 /// By what the servers are sorted.

@@ -21,6 +21,8 @@ pub enum Kind {
 }
 
 /// `criu_cg_mode` and `criu_network_lock_method` values that are used.
+pub const CGROUPS_IGNORE: i32 = 0;
+/// What is there is left as it is.
 pub const CGROUPS_SOFT: i32 = 3;
 /// Nobody but us holds back packets.
 pub const NETWORK_LOCK_SKIP: i32 = 3;
@@ -103,6 +105,9 @@ pub struct Options {
     /// How long a dump may take, in seconds.
     #[prost(uint32, optional, tag = "45")]
     pub timeout: Option<u32>,
+    /// Leave out memory that can come later, which another program brings when it is asked for.
+    #[prost(bool, optional, tag = "48")]
+    pub lazy_pages: Option<bool>,
     /// Hand over masters of terminals that nobody in the tree holds.
     #[prost(bool, optional, tag = "50")]
     pub orphan_pts_master: Option<bool>,

@@ -3,13 +3,16 @@
 //! Knows no server: who dumps what, and what happens at a stage, is for the caller to say.
 
 pub mod message;
+pub mod pages;
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use kernel::channel::{self, Channel};
@@ -19,12 +22,16 @@ use prost::Message;
 
 use crate::failure::{Exit, Failure};
 use message::{Kind, Options, Request, Response};
+pub use pages::Pages;
 
 /// How many of the last lines of errors in a log are told.
 const ERRORS_TOLD: usize = 3;
 
 /// How long CRIU may be at work without a word. A guest can make it slow, and then is let go on.
-const SILENCE_MS: u64 = 600_000;
+const SILENCE: Duration = Duration::from_secs(600);
+
+/// After what time without a word of CRIU's somebody looks why, and then again and again.
+const LOOK_MS: u64 = 500;
 
 /// The program.
 #[derive(Clone, Debug)]
@@ -136,14 +143,69 @@ impl Criu {
     }
 }
 
+/// What CRIU has said when it could not do its work.
+#[derive(Debug)]
+struct Refusal(String);
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// What CRIU refuses and may do a moment later: a watch of a file that is gone (systemd watches the control group of each of its units,
+/// and ends that when it has seen the end of the group), a message on its way with a descriptor or with who has sent it, and one in a
+/// connection that nobody has accepted yet; news of the kernel's that nobody has read, as after a resume, which brings a link.
+const PASSING: [&str; 4] = [
+    "irmap: Failed to resolve",
+    "skqueue: Control messages in queue",
+    "in-flight socket",
+    "netlink: The socket has data to read",
+];
+
+/// Whether CRIU has refused what it may do a moment later, or somebody else has.
+pub fn may_pass(error: &anyhow::Error) -> bool {
+    let refuses = |refusal: &Refusal| PASSING.iter().any(|passing| refusal.0.contains(passing));
+    error.is::<NotNow>() || error.downcast_ref::<Refusal>().is_some_and(refuses)
+}
+
+/// What cannot be dumped, or not so that it could be restored, and may be a moment later: in words.
+#[derive(Debug)]
+pub struct NotNow(pub String);
+
+impl fmt::Display for NotNow {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotNow {}
+
 impl Session {
     /// Waits for what CRIU says next.
     ///
     /// # Errors
     /// That it failed, with the last errors of its log.
     pub fn listen(&mut self) -> Result<Event> {
-        let Some(packet) = self.channel.receive_within(SILENCE_MS).context("listen to criu")? else {
-            bail!("criu has said nothing for {} s: {}", SILENCE_MS / 1000, self.why());
+        self.listen_and(|| Ok(()))
+    }
+
+    /// The same; `look` is called now and then while it says nothing, and ends the wait.
+    ///
+    /// # Errors
+    /// As [`Self::listen`], and what `look` says.
+    pub fn listen_and(&mut self, look: impl Fn() -> Result<()>) -> Result<Event> {
+        let began = Instant::now();
+        let packet = loop {
+            if let Some(packet) = self.channel.receive_within(LOOK_MS).context("listen to criu")? {
+                break packet;
+            }
+            if began.elapsed() >= SILENCE {
+                bail!("criu has said nothing for {} s: {}", SILENCE.as_secs(), self.why());
+            }
+            look()?;
         };
         let (response, descriptors) = understand(packet).with_context(|| self.why())?;
         if !response.success {
@@ -151,7 +213,7 @@ impl Session {
             let errno = response.errno.filter(|errno| *errno != 0);
             let errno = errno.map_or_else(String::new, |errno| format!(" ({})", io::Error::from_raw_os_error(errno)));
             log::debug!("criu says: {why}");
-            bail!("criu failed{errno}: {}", self.why());
+            return Err(Refusal(format!("criu failed{errno}: {}", self.why())).into());
         }
         if let Some(stage) = response.notify {
             return Ok(Event::Stage { name: stage.script.unwrap_or_default(), pid: stage.pid, descriptors });
@@ -178,6 +240,11 @@ impl Session {
         self.answer(false)
     }
 
+    /// Ends it, wherever it is. Those whom it has held only are let go by the kernel (ptrace(2)); a group that it has frozen stays so.
+    pub fn end(&mut self) {
+        end(&mut self.child);
+    }
+
     /// Has CRIU give up at a stage, and waits until it has put everything back as it was.
     pub fn take_back(mut self) {
         if let Err(error) = self.give_up() {
@@ -197,11 +264,8 @@ impl Session {
         self.channel.send(&request.encode_to_vec(), &[]).with_context(|| self.why())
     }
 
-    /// The last errors in the log, and where it is.
     fn why(&self) -> String {
-        let text = fs::read(&self.log).unwrap_or_default();
-        let told = errors(&String::from_utf8_lossy(&text));
-        format!("{} (all of it: {})", if told.is_empty() { "no reason in its log" } else { &told }, self.log.display())
+        why(&self.log)
     }
 }
 
@@ -209,6 +273,13 @@ impl Drop for Session {
     fn drop(&mut self) {
         end(&mut self.child);
     }
+}
+
+/// The last errors in a log, and where it is.
+fn why(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let told = errors(&String::from_utf8_lossy(&text));
+    format!("{} (all of it: {})", if told.is_empty() { "no reason in its log" } else { &told }, log.display())
 }
 
 /// Ends a CRIU and takes its status. One that has done its work has ended by itself.
@@ -251,6 +322,17 @@ mod tests {
                    (00.3) Error (criu/a.c:1): three\n(00.4) Error (criu/util.c:9): iptables-save -V failed\n(00.4) Error (criu/util.c:9): execvp(\"ip6tables-legacy-restore\", ...) failed: No such file or directory\n(00.4) Error (criu/tun.c:85): tun: Unable to create tun: No such file or directory\n(00.4) Error (criu/cr-dump.c:5): Dumping FAILED.\n";
         assert_eq!(errors(log), "two; three; Dumping FAILED.");
         assert_eq!(errors("(00.1) fine\n"), "");
+    }
+
+    #[test]
+    fn a_watch_of_what_is_gone_may_pass() {
+        let refused = |why: &str| anyhow::Error::from(Refusal(format!("criu failed: {why}"))).context("outside");
+        assert!(may_pass(&refused(
+            "fsnotify: Can't dump that handle; irmap: Failed to resolve 1b:1027; Dumping FAILED."
+        )));
+        assert!(may_pass(&refused("netlink: The socket has data to read; Dumping FAILED.")));
+        assert!(!may_pass(&refused("mnt: one; Dumping FAILED.")));
+        assert!(!may_pass(&anyhow::anyhow!("irmap: Failed to resolve")));
     }
 
     #[test]

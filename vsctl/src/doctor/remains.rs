@@ -14,7 +14,7 @@ use kernel::cgroup::{Controller, Hierarchies};
 use kernel::lock::Flock;
 
 use super::{Finding, Verdict, trial};
-use crate::checkpoint;
+use crate::checkpoint::{self, tree};
 use crate::edit;
 use crate::lifecycle::change::ChangeStep;
 use crate::lifecycle::facilities::{self, Facilities};
@@ -48,6 +48,7 @@ pub fn examine(site: &Site, fix: bool) -> Result<Vec<Finding>> {
     round.interrupted_migrations()?;
     round.interrupted_starts()?;
     round.interrupted_dumps()?;
+    round.interrupted_trees()?;
     round.interrupted_set_up()?;
     round.running_servers()?;
     round.view()?;
@@ -184,6 +185,18 @@ impl Round<'_> {
                 self.left(format!("server {name}"), detail, |round| {
                     network::put_on_bridge(&round.world, &server, true)
                 });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checkpoints of trees that were not finished, or not removed to the end.
+    fn interrupted_trees(&mut self) -> Result<()> {
+        for (label, left) in tree::leftovers(self.site)? {
+            let Some(_lock) = tree::try_lock(self.site, &label)? else { continue };
+            // Named, or removed, before we had the lock.
+            if left.exists() {
+                self.left(left.display().to_string(), "images of no use", |_| remove_tree(&left));
             }
         }
         Ok(())
@@ -602,6 +615,20 @@ mod tests {
         fs::copy(state.join("servers/web1/record.toml"), state.join("servers/web2/record.toml")).unwrap();
         let both = |thing: &str| (format!("{thing}: 'web2' and 'web1' both have it"), Verdict::Left);
         assert_eq!(look(true), [both("1"), both("10.1.2.2")]);
+    }
+
+    #[test]
+    fn images_of_trees_that_were_not_finished_go() {
+        let (_root, site) = site();
+        for entry in ["kept", ".new-kept", ".new-held"] {
+            fs::create_dir_all(site.trees().join(entry)).unwrap();
+        }
+        let _held = tree::try_lock(&site, &"held".parse().unwrap()).unwrap().unwrap();
+        let mut round = Round { site: &site, world: World::new(&site), fix: true, findings: Vec::new() };
+        round.interrupted_trees().unwrap();
+        let found: Vec<_> = round.findings.iter().map(|finding| (finding.verdict, finding.subject.as_str())).collect();
+        assert_eq!(found, [(Verdict::Mended, site.trees().join(".new-kept").to_str().unwrap())]);
+        assert!(site.trees().join("kept").exists() && site.trees().join(".new-held").exists());
     }
 
     #[test]

@@ -84,6 +84,18 @@ pub struct CannotExecute {
     message: String,
 }
 
+impl CannotExecute {
+    /// That `program` cannot be executed, and why; `code` is 126 or 127.
+    pub fn new(code: i32, program: &str, why: impl fmt::Display) -> Self {
+        Self::said(code, format!("cannot execute '{program}': {why}"))
+    }
+
+    /// The same, in words that another process has found.
+    pub fn said(code: i32, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
 impl fmt::Display for CannotExecute {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(&self.message)

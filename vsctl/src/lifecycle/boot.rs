@@ -16,6 +16,7 @@ use super::guest_groups;
 use super::nodes;
 use super::restore::{Moment, Restore, Restored};
 use super::stage::{self, Stage};
+use super::thread_settings;
 use super::view::{self, View};
 use super::world::World;
 use crate::monitor::Running;
@@ -149,7 +150,7 @@ pub fn boot(world: &World, stage: Stage) -> Result<Running> {
         bail!("vsinit and vsctl do not agree on the system-call filter: are they of one build?");
     }
     let (pid, pidfd, notify) = (init.pid, init.pidfd, Some(notify));
-    Ok(Running { pid, pidfd, consoles: ours, notify, lock: None, keeper, calls: answered })
+    Ok(Running { pid, pidfd, consoles: ours, notify, lock: None, keeper, calls: answered, lifeline: Vec::new() })
 }
 
 /// Lets a restored server go on.
@@ -160,17 +161,30 @@ pub fn go_on(world: &World, restore: Restore) -> Result<Running> {
     let keeper = Some(calls::supervisor(world.site)?);
     let plan = world.boot.as_ref().ok_or_else(|| anyhow!("nothing to restore"))?;
     let group = world.group(&world.site.server_cgroup(&plan.server.name))?;
-    let groups = world.image.as_ref().map_or(&[][..], |image| &image.groups);
+    let image = world.image.as_ref().context("nothing to restore")?;
     let Restored { pid, pidfd, masters } = restore.finish(|moment| match moment {
-        Moment::Apart => group.unified_directory().map_or(Ok(()), |directory| guest_groups::fill(&directory, groups)),
+        Moment::Apart => {
+            group.unified_directory().map_or(Ok(()), |directory| guest_groups::fill(&directory, &image.groups))
+        }
         Moment::Complete => {
             // Until it is written down that it runs, and the images have gone. CRIU lets them run whatever we say.
             freeze::hold(world.site, &plan.server.name).inspect_err(|_| {
                 let _ = group.kill();
-            })
+            })?;
+            thread_settings::apply_in(&group, &image.settings);
+            Ok(())
         }
     })?;
-    Ok(Running { pid, pidfd, consoles: masters, notify: None, lock: None, keeper, calls: Vec::new() })
+    Ok(Running {
+        pid,
+        pidfd,
+        consoles: masters,
+        notify: None,
+        lock: None,
+        keeper,
+        calls: Vec::new(),
+        lifeline: Vec::new(),
+    })
 }
 
 fn expect(channel: &Channel, word: &str) -> Result<Vec<OwnedFd>> {
@@ -227,14 +241,15 @@ fn node_sources(site: &Site, server: &Server) -> Vec<(PathBuf, PathBuf)> {
 }
 
 /// What a server whose init is `init` sees of the host's without the mounts of its spec: where the host has it, and where the server.
+/// It may have a `vsinit` of its own.
 ///
 /// # Errors
 /// When `lxcfs-fuse` does not run, or a program is missing.
-pub fn from_host(site: &Site, server: &Server, init: &str) -> Result<Vec<(PathBuf, PathBuf)>> {
+pub fn from_host(site: &Site, server: &Server, init: &str, vsinit: Option<PathBuf>) -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut all = node_sources(site, server);
     all.extend(view::sources(site, server.record.id)?.into_iter().map(|(source, target, _)| (source, target)));
     if init == OWN_INIT {
-        all.push((site.program("vsinit")?, OWN_INIT_PATH.into()));
+        all.push((vsinit.map_or_else(|| site.program("vsinit"), Ok)?, OWN_INIT_PATH.into()));
     }
     Ok(all)
 }

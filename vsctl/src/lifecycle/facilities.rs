@@ -396,11 +396,16 @@ pub fn beside(site: &Site, hierarchies: &Hierarchies) -> Result<CloneOptions> {
     Ok(CloneOptions { cgroup, ..CloneOptions::default() })
 }
 
-/// Lets the installed `lxcfs-fuse` go on in the place of the one that serves.
+/// Lets the installed `lxcfs-fuse` go on in the place of the one that serves, and this build's rules in the place of those that hold.
 ///
 /// # Errors
 /// When none serves, or it does not give its place.
 pub fn reload(site: &Site) -> Result<()> {
+    let mut world = World::new(site);
+    if world.firewall()?.exists()? {
+        // In one transaction, and servers keep what is bound to them.
+        install(&world.ruleset()?)?;
+    }
     run(site, "reload", &site.lxcfs())
 }
 

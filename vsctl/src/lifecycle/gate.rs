@@ -2,8 +2,11 @@
 //! say it any more.
 //!
 //! The monitor waits at one end; the command that has started it holds the other, and closes it with its own end, however that comes.
+//!
+//! Behind it, a server whose memory is on its way still has it for a [`Lifeline`].
 
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result};
@@ -51,10 +54,40 @@ impl Keeper {
         }
     }
 
-    /// Opens it. Who stands there no more has said why elsewhere.
-    pub fn open(self) {
+    /// Opens it. Who stands there no more has said why elsewhere. What is returned matters to a server whose memory is still on its way.
+    pub fn open(self) -> Lifeline {
+        let _ = (&self.0).write_all(&[0]);
+        Lifeline(self.0)
+    }
+}
+
+impl AsFd for Keeper {
+    /// Can be read when somebody stands at the gate, or nobody will.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What a server that runs before its memory is there hangs on: cut, it is ended by its monitor.
+#[derive(Debug)]
+pub struct Lifeline(UnixStream);
+
+impl Lifeline {
+    /// All of it has come.
+    pub fn settle(self) {
         let _ = (&self.0).write_all(&[0]);
     }
+}
+
+impl From<Gate> for OwnedFd {
+    fn from(gate: Gate) -> Self {
+        gate.0.into()
+    }
+}
+
+/// Whether the lifeline whose end `fd` is, and which can be read, has been settled; it was cut else.
+pub fn is_settled(fd: &OwnedFd) -> bool {
+    rustix::io::read(fd, &mut [0_u8]).is_ok_and(|length| length == 1)
 }
 
 #[cfg(test)]
@@ -66,8 +99,9 @@ mod tests {
         let (gate, keeper) = pair().unwrap();
         let passing = std::thread::spawn(move || gate.pass());
         assert!(keeper.is_reached().unwrap());
-        keeper.open();
+        let lifeline = keeper.open();
         passing.join().unwrap().unwrap();
+        drop(lifeline);
 
         let (gate, keeper) = pair().unwrap();
         let passing = std::thread::spawn(move || gate.pass());
@@ -78,5 +112,21 @@ mod tests {
         let (gate, keeper) = pair().unwrap();
         drop(gate);
         assert!(!keeper.is_reached().unwrap());
+    }
+
+    #[test]
+    fn a_lifeline_is_settled_or_cut() {
+        for settles in [true, false] {
+            let (gate, keeper) = pair().unwrap();
+            let lifeline = keeper.open();
+            gate.pass().unwrap();
+            let end = OwnedFd::from(gate);
+            if settles {
+                lifeline.settle();
+            } else {
+                drop(lifeline);
+            }
+            assert_eq!(is_settled(&end), settles);
+        }
     }
 }

@@ -28,6 +28,7 @@ pub mod start;
 pub mod state;
 pub mod step;
 pub mod stop;
+pub mod thread_settings;
 pub mod view;
 mod waiters;
 pub mod world;

@@ -7,7 +7,8 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
-use net::firewall::Binding;
+use net::announce::Announcer;
+use net::firewall::{Binding, Firewall};
 use net::{Mac, Netlink, Veth};
 use serde::{Deserialize, Serialize};
 
@@ -155,6 +156,39 @@ pub fn put_on_bridge(world: &World, server: &Server, on: bool) -> Result<()> {
     if server.spec.net == NetworkMode::Bridge {
         let bridge = world.site.bridge();
         world.netlink()?.set_master(&world.site.link(server.record.id), on.then_some(bridge.as_str()))?;
+    }
+    Ok(())
+}
+
+/// Tells all who share the segment of a server's link where its addresses are: it may have come from another host, or have been away for
+/// so long that they have forgotten. Its MAC address is what it was, but switches and bridges have last seen that elsewhere.
+///
+/// They are told from its own end of the link, in the network of its init `pid`, so that each bridge on the way learns the right port; the
+/// firewall lets it say no more than the server could. Nothing of the guest's is waited for. Who drops what is returned waits for the kernel a while.
+///
+/// # Errors
+/// When the guest has taken its link away or off, or the kernel refuses.
+pub fn announce(server: &Server, pid: i32) -> Result<Option<Announcer>> {
+    let addresses = server.addresses();
+    if addresses.is_empty() {
+        return Ok(None);
+    }
+    let namespace = kernel::namespace::open(pid, "net")?;
+    let announcer = Announcer::open(namespace.as_fd(), GUEST_LINK)?;
+    let mac = mac(&server.record.uuid);
+    addresses.iter().try_for_each(|address| announcer.announce(mac, address.addr()))?;
+    Ok(Some(announcer))
+}
+
+/// Tells the firewall that a server has come back, before its link is on the bridge: connections to it go on, whose beginning another
+/// host or another boot has seen.
+///
+/// # Errors
+/// When the kernel refuses; of rules that an older vsctl has loaded (`vsctl host reload`).
+pub fn note_return(site: &Site, server: &Server) -> Result<()> {
+    let addresses: Vec<_> = server.addresses().iter().map(IpNet::addr).collect();
+    if server.spec.net == NetworkMode::Bridge {
+        Firewall::open(site.table())?.note_return(&addresses)?;
     }
     Ok(())
 }

@@ -111,6 +111,8 @@ impl ProcessStep {
                         if let Some(directory) = world.group(group)?.unified_directory() {
                             guest_groups::make(&directory, &image.groups)?;
                         }
+                        let boot = world.boot.as_ref().context("nothing to restore")?;
+                        image.place_program(world.site, &boot.server.name)?;
                         Inside::Restore(Restore::enter(image, first_id.is_some())?)
                     }
                 };

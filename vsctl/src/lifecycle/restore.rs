@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -29,9 +30,13 @@ use kernel::process::{self, PidFd};
 
 use super::guest_groups::GuestGroup;
 use super::stage;
+use super::state::CpuTime;
+use super::thread_settings::ThreadSettings;
 use crate::aside::{self, Found};
 use crate::criu::message::{CGROUPS_SOFT, Kind, NETWORK_LOCK_SKIP, Options};
 use crate::criu::{Criu, Event, Session};
+use crate::name::Name;
+use crate::site::Site;
 
 /// How long a mount may take; nothing of a guest is met on the way.
 const MOUNT_LIMIT: Duration = Duration::from_secs(30);
@@ -40,13 +45,13 @@ const MOUNT_LIMIT: Duration = Duration::from_secs(30);
 const END_MS: u64 = 10_000;
 
 /// Deleted files that are open and up to this long go into the images.
-const GHOST_BYTES_MAX: u32 = 64 << 20;
+pub const GHOST_BYTES_MAX: u32 = 64 << 20;
 
 /// How long CRIU may take to stop a tree and look at it, in seconds: emulated machines are slow.
-const DUMP_LIMIT_S: u32 = 120;
+pub const DUMP_LIMIT_S: u32 = 120;
 
-/// Where names of watched files are looked for: file handles of an overlay cannot be opened.
-const WATCHED: &[&str] =
+/// Where names of watched files are looked for in any case: file handles of an overlay cannot be opened.
+pub const WATCHED: &[&str] =
     &["/etc", "/run", "/usr/lib/systemd", "/usr/share/dbus-1", "/usr/local/share", "/var/spool/cron"];
 
 /// What CRIU is told alike for dump and restore.
@@ -80,16 +85,29 @@ pub struct Image {
     pub criu: Criu,
     /// The directory of the images.
     pub directory: PathBuf,
+    /// The vsinit that comes with them, if this host's is another: it goes to [`program`].
+    pub program: Option<PathBuf>,
     /// Where CRIU's log goes.
     pub logs: PathBuf,
     /// How CRIU is to restore them.
     pub options: Options,
     /// For how long the server had run, in nanoseconds.
     pub age_ns: u64,
+    /// What it had used of processors.
+    pub cpu: CpuTime,
     /// The control groups that the guest had made.
     pub groups: Vec<GuestGroup>,
+    /// What its threads had chosen for themselves and CRIU does not restore.
+    pub settings: Vec<ThreadSettings>,
     /// Whether it waits at a [gate](super::gate) when it is whole: it is not this host's to run yet.
     pub waits: bool,
+    /// As long as this is open, who brings its memory does not end; none when it has all of it.
+    pub pages: Option<Rc<OwnedFd>>,
+}
+
+/// Where a running server has the vsinit that came with its images.
+pub fn program(site: &Site, name: &Name) -> PathBuf {
+    site.server_run(name).join("vsinit")
 }
 
 /// A CRIU that has made the server's namespaces and waits.
@@ -150,6 +168,22 @@ pub struct Restored {
     pub pidfd: PidFd,
     /// Masters of terminals that nobody inside holds.
     pub masters: Vec<OwnedFd>,
+}
+
+impl Image {
+    /// Puts the vsinit of its own where the server `name` executes it from now on; the directory goes with the server's run.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn place_program(&self, site: &Site, name: &Name) -> Result<()> {
+        let Some(kept) = &self.program else { return Ok(()) };
+        let target = program(site, name);
+        let copied = fs::read(kept).map_err(anyhow::Error::from).and_then(|bytes| {
+            // Its root is nobody's on the host, and reads it.
+            Ok(kernel::file::replace(&target, &bytes, 0o755)?)
+        });
+        copied.with_context(|| format!("copy {} to {}", kept.display(), target.display()))
+    }
 }
 
 impl Restore {

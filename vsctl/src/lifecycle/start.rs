@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use super::boot::{BootPlan, OWN_INIT};
 use super::execute;
 use super::facilities::{self, Facilities};
 use super::files::FilesStep;
-use super::gate::{self, Gate, Keeper};
+use super::gate::{self, Gate, Keeper, Lifeline};
 use super::journal::{Journal, Lasting};
 use super::restore::Image;
 use super::state::{self, Action, State, Status};
@@ -248,9 +248,19 @@ impl Starting {
         self.keeper.as_ref().map_or(Ok(true), Keeper::is_reached)
     }
 
+    /// Can be read when [`Self::is_whole`] does not wait; none of a server that was not to wait.
+    pub fn gate(&self) -> Option<BorrowedFd<'_>> {
+        self.keeper.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Can be read when [`Self::finish`] does not wait.
+    pub fn report(&self) -> BorrowedFd<'_> {
+        self.report.as_fd()
+    }
+
     /// Lets a server go on that waits.
-    pub fn open(&mut self) {
-        self.keeper.take().into_iter().for_each(Keeper::open);
+    pub fn open(&mut self) -> Option<Lifeline> {
+        self.keeper.take().map(Keeper::open)
     }
 
     /// Waits as far as was asked. What still waits to go on is taken back.
@@ -331,7 +341,7 @@ fn child(
         Ok(running) => {
             let error = match resumes {
                 // What a start hands on comes from the guest then, as after a monitor that died.
-                true => monitor::become_adopter(&name, running.lock.as_ref()),
+                true => monitor::become_adopter(&name, running.lock.as_ref(), &running.lifeline),
                 false => monitor::become_lean(&name, &running),
             };
             log::error!("the monitor of '{name}' goes on as it is: {error:#}");
@@ -362,11 +372,22 @@ pub fn run(
     let outcome = execute::run("start", 1, steps, &mut world, &mut journal)
         .and_then(|()| world.running.take().context("nothing was booted"))
         .and_then(|running| {
-            let age_ns = world.image.as_ref().map_or(0, |image| image.age_ns);
-            let (status, running) = note(site, &name, init, stop_signal, listened, age_ns, running)?;
+            let (age_ns, cpu_before) = world.image.as_ref().map(|image| (image.age_ns, image.cpu)).unwrap_or_default();
+            let said = |pid, start_ticks| Status {
+                pid,
+                start_ticks,
+                started_boottime_ns: view::started_ns(age_ns),
+                init,
+                stop_signal,
+                listened,
+                cpu_before,
+            };
+            let (status, mut running) = note(site, &name, said, running)?;
             match &world.image {
                 None => events::note(site, &name, events::Kind::Started),
-                Some(image) => let_go(&world, image, gate.flatten(), &name, &status, &running)?,
+                Some(image) => {
+                    running.lifeline = let_go(&world, image, gate.flatten(), &name, &status, &running)?;
+                }
             }
             Ok(running)
         });
@@ -378,32 +399,23 @@ pub fn run(
     outcome
 }
 
-/// Writes `status.toml`: from now on the server is running.
+/// Writes `status.toml`, of what is `said` of init's pid and start time: from now on the server is running.
 fn note(
     site: &Site,
     name: &Name,
-    init: String,
-    stop_signal: i32,
-    listened: Option<u32>,
-    age_ns: u64,
+    said: impl FnOnce(i32, u64) -> Status,
     mut running: Running,
 ) -> Result<(Status, Running)> {
     // Before the server is seen to run: a command that finds no monitor makes one.
     running.lock = Some(monitor::lock(site, name)?);
-    let status = Status {
-        pid: running.pid,
-        start_ticks: process::start_time(running.pid)?,
-        started_boottime_ns: view::started_ns(age_ns),
-        init,
-        stop_signal,
-        listened,
-    };
+    let status = said(running.pid, process::start_time(running.pid)?);
     let text = toml::to_string(&status).context("write the status as TOML")?;
     kernel::file::replace(&state::status_file(site, name), text.as_bytes(), 0o644)?;
     Ok((status, running))
 }
 
-/// What was restored counts from now on, and its images do not: they go first.
+/// What was restored counts from now on, and its images do not: they go first. Returns what its monitor is to hold of one whose memory is
+/// on its way.
 ///
 /// # Errors
 /// What went wrong before that; behind it nothing is a reason any more to end the server.
@@ -414,7 +426,7 @@ fn let_go(
     name: &Name,
     status: &Status,
     running: &Running,
-) -> Result<()> {
+) -> Result<Vec<OwnedFd>> {
     let site = world.site;
     let server = store::load(site, name)?;
     if status.init != OWN_INIT {
@@ -423,25 +435,42 @@ fn let_go(
         let kept: Vec<_> = running.consoles.iter().chain([&notify]).map(AsFd::as_fd).collect();
         consoles::keep(site, server.record.id, status.start_ticks, &kept)?;
     }
+    let mut lifeline = Vec::new();
     if let Some(gate) = gate {
         gate.pass()?;
+        if let Some(pages) = &image.pages {
+            let mark = state::arriving_file(site, name);
+            std::fs::write(&mark, "").with_context(|| format!("write {}", mark.display()))?;
+            lifeline = vec![gate.into(), pages.try_clone().context("keep a descriptor")?];
+        }
     }
     let used = spend(&image.directory)?;
-    // What peers send is acknowledged from here on.
-    if let Err(error) = network::put_on_bridge(world, &server, true) {
-        log::error!("'{name}' has no network (`vsctl doctor --fix`): {error:#}");
+    if let Err(error) = network::note_return(site, &server) {
+        log::warn!("connections to '{name}' may not go on: {error:#}");
     }
+    // What peers send is acknowledged from here on.
+    let connected = network::put_on_bridge(world, &server, true).inspect_err(|error| {
+        log::error!("'{name}' has no network (`vsctl doctor --fix`): {error:#}");
+    });
+    // They find it later by themselves, when it sends or their entries have become old.
+    let announced = connected.and_then(|()| {
+        network::announce(&server, status.pid)
+            .inspect_err(|error| log::warn!("nobody is told where '{name}' is now: {error:#}"))
+    });
     if let Err(error) = freeze::let_go_on(site, name) {
         log::error!("'{name}' stands still (`vsctl thaw {name}`): {error:#}");
     }
+    // Not before: it takes its time.
+    drop(announced);
     forget(site, name, &used);
     events::note(site, name, events::Kind::Resumed);
-    Ok(())
+    Ok(lifeline)
 }
 
 /// Removes images that do not count any more, and what was written ahead of them.
 fn forget(site: &Site, name: &Name, used: &Path) {
-    for spent in [used, &volume::directory(site, name).join(volume::MEMORY)] {
+    let (ahead, thin) = (volume::directory(site, name).join(volume::MEMORY), used.with_extension(state::THIN));
+    for spent in [used, &ahead, &thin] {
         if let Err(error) = remove_tree(spent) {
             log::warn!("{error:#}");
         }

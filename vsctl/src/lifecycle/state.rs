@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use kernel::cgroup::Usage;
 use kernel::process::{self, PidFd};
 use serde::{Deserialize, Serialize};
 
@@ -131,6 +132,42 @@ pub struct Status {
     /// The number of the server whose filter leaves calls to `lxcfs-fuse`; none when it has no such filter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listened: Option<u32>,
+    /// What it had used before its control group was made; nothing for one that was started and not brought back.
+    #[serde(default, skip_serializing_if = "CpuTime::is_none")]
+    pub cpu_before: CpuTime,
+}
+
+/// Time that a server has used of processors. A group that is made for one that comes back counts from nothing again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuTime {
+    /// In its programs, in microseconds.
+    pub user_usec: u64,
+    /// In the kernel.
+    pub system_usec: u64,
+}
+
+impl CpuTime {
+    /// What a group has counted.
+    pub fn of(usage: &Usage) -> Self {
+        Self { user_usec: usage.cpu_usec.saturating_sub(usage.cpu_system_usec), system_usec: usage.cpu_system_usec }
+    }
+
+    /// Both together.
+    pub fn plus(self, more: Self) -> Self {
+        let [user_usec, system_usec] =
+            [(self.user_usec, more.user_usec), (self.system_usec, more.system_usec)].map(|(a, b)| a.saturating_add(b));
+        Self { user_usec, system_usec }
+    }
+
+    /// All of it, in microseconds.
+    pub fn sum_usec(self) -> u64 {
+        self.user_usec.saturating_add(self.system_usec)
+    }
+
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Path of the status.
@@ -143,8 +180,16 @@ pub fn suspended_directory(site: &Site, name: &Name) -> PathBuf {
     volume::directory(site, name).join(volume::IMAGES)
 }
 
+/// There as long as memory of a running server is on its way from the host that it came from.
+pub fn arriving_file(site: &Site, name: &Name) -> PathBuf {
+    site.server_run(name).join("memory-arrives")
+}
+
 /// What the directory of images is called beside its name once they count no more.
 pub const USED: &str = "used";
+
+/// … and that of those that go ahead of their memory to another host.
+pub const THIN: &str = "thin";
 
 /// Path of the journal of what a start has made.
 pub fn journal_file(site: &Site, name: &Name) -> PathBuf {
@@ -262,8 +307,15 @@ mod tests {
         fs::create_dir_all(site.server(&name)).unwrap();
         fs::create_dir_all(site.server_run(&name)).unwrap();
         fs::write(store::record_file(&site, &name), "").unwrap();
-        let status =
-            Status { pid, start_ticks, started_boottime_ns: 0, init: "vsinit".into(), stop_signal: 15, listened: None };
+        let status = Status {
+            pid,
+            start_ticks,
+            started_boottime_ns: 0,
+            init: "vsinit".into(),
+            stop_signal: 15,
+            listened: None,
+            cpu_before: CpuTime::default(),
+        };
         fs::write(status_file(&site, &name), toml::to_string(&status).unwrap()).unwrap();
         (root, site, name)
     }

@@ -82,6 +82,19 @@ pub fn stop_locked(site: &Site, name: &Name, manner: &Manner) -> Result<()> {
     Ok(())
 }
 
+/// Kills everything of a server that may not go on, and waits until it has ended. Its monitor, or who finds it next, takes it back.
+///
+/// # Errors
+/// When the kernel refuses, or something does not end.
+pub fn end_at_once(site: &Site, name: &Name) -> Result<()> {
+    let group = World::new(site).group(&site.server_cgroup(name))?;
+    group.kill()?;
+    if !group.wait_empty(STUBBORN_MS)? {
+        return Err(Failure::new(Exit::System, format!("the processes of '{name}' do not end")).into());
+    }
+    Ok(())
+}
+
 /// Asks init to shut down and waits; kills the whole group when it takes too long.
 fn end(site: &Site, name: &Name, status: &Status, pidfd: &PidFd, manner: &Manner) -> Result<()> {
     let world = World::new(site);

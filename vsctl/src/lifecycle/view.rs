@@ -17,7 +17,7 @@ use kernel::namespace::{self, Kinds};
 use kernel::process;
 use serde::{Deserialize, Serialize};
 
-use super::state::Status;
+use super::state::{CpuTime, Status};
 use super::step::Step;
 use super::world::World;
 use crate::aside::{self, Found};
@@ -49,6 +49,8 @@ struct Registration<'a> {
     started_boottime_ns: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     cpus: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_before: Option<CpuTime>,
     cgroup: BTreeMap<&'static str, PathBuf>,
 }
 
@@ -85,8 +87,9 @@ impl ViewStep {
         let mut cgroup: BTreeMap<_, _> = v1.filter(|(_, directory)| Some(directory) != unified.as_ref()).collect();
         cgroup.extend(unified.map(|directory| ("unified", directory)));
         let age_ns = world.image.as_ref().map_or(0, |image| image.age_ns);
+        let cpu_before = world.image.as_ref().map(|image| image.cpu);
         let started_boottime_ns = started_ns(age_ns);
-        let text = toml::to_string(&Registration { name, started_boottime_ns, cpus: *cpus, cgroup })
+        let text = toml::to_string(&Registration { name, started_boottime_ns, cpus: *cpus, cpu_before, cgroup })
             .context("write a registration as TOML")?;
         // No sync: it is gone with the next boot anyway. The rename keeps readers from half a file.
         let temporary = file.with_extension("new");

@@ -98,6 +98,11 @@ impl Survey {
         self.files.extend(other.files);
     }
 
+    /// Passes over files of which `is_left_out` says so, as if they were not there.
+    pub fn leave_out(&mut self, is_left_out: impl Fn(&Path) -> bool) {
+        self.files.retain(|path, _| !is_left_out(path));
+    }
+
     /// What everything takes on the disk. Hard links take space once.
     pub fn size(&self) -> Size {
         let mut seen = BTreeSet::new();

@@ -5,11 +5,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use kernel::cgroup::{Controller, Hierarchies};
 
+use super::ladder::Hindrance;
 use super::processes;
-use super::wire::{Offer, Problem, Size};
+use super::wire::{Checked, Offer, Problem, Size};
 use crate::doctor;
 use crate::edit;
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, exit_of};
 use crate::lifecycle::create;
 use crate::lifecycle::group::Limits;
 use crate::name::Name;
@@ -18,7 +19,7 @@ use crate::site::Site;
 use crate::size::show_bytes;
 use crate::spec::Spec;
 use crate::store::{self, Server, Side};
-use crate::template::Templates;
+use crate::template::{Template, Templates};
 
 /// Free space and files that must be left beside what comes.
 const SPARE: Size = Size { bytes: 64 << 20, entries: 1024 };
@@ -27,13 +28,16 @@ const SPARE: Size = Size { bytes: 64 << 20, entries: 1024 };
 ///
 /// # Errors
 /// When the host cannot be looked at.
-pub fn problems(site: &Site, offer: &Offer, spec: &Spec) -> Result<Vec<Problem>> {
+pub fn look(site: &Site, offer: &Offer, spec: &Spec) -> Result<Checked> {
     let name = &offer.deal.name;
     let mut found: Vec<anyhow::Error> = Vec::new();
     let mut note = |outcome: Result<()>| found.extend(outcome.err());
     note(machine(offer));
     note(name_is_free(site, offer));
-    note(template(site, spec, &offer.record.template_digest));
+    let coming = template(site, offer, &spec.template).unwrap_or_else(|error| {
+        note(Err(error));
+        None
+    });
     note(create::free_id(site, create::FIRST_NUMBER).map(|_| ()));
     let server = Server { name: name.clone(), spec: spec.clone(), record: offer.record.clone() };
     for address in server.record.addresses.iter().chain(&server.spec.ip).collect::<std::collections::BTreeSet<_>>() {
@@ -46,14 +50,20 @@ pub fn problems(site: &Site, offer: &Offer, spec: &Spec) -> Result<Vec<Problem>>
     for program in ["vsinit", "lxcfs-fuse"] {
         note(site.program(program).map(|_| ()));
     }
-    note(room(site, offer.size));
+    note(room(site, coming.map_or(offer.size, |template| offer.size.with(template))));
     if let Some(theirs) = &offer.processes {
         match processes::here(site, name) {
-            Ok(here) => processes::problems(&here, theirs).into_iter().for_each(|problem| note(Err(problem.into()))),
-            Err(error) => note(Err(error)),
+            Ok(here) => {
+                let problems = processes::problems(&here, theirs, offer.is_postcopy).into_iter();
+                problems.for_each(|problem| note(Err(problem).context(Hindrance::Unfit)));
+            }
+            Err(error) => note(Err(error.context(Hindrance::Unfit))),
         }
     }
-    Ok(found.iter().map(Problem::of).collect())
+    if offer.is_postcopy && !spec.privileged {
+        note(faults_are_told().context(Hindrance::Unfit));
+    }
+    Ok(Checked { problems: found.iter().map(Problem::of).collect(), wants_template: coming.is_some() })
 }
 
 fn machine(offer: &Offer) -> Result<()> {
@@ -63,6 +73,22 @@ fn machine(offer: &Offer) -> Result<()> {
     }
     let message = format!("the machine is {own}, and '{}' is made for {}", offer.deal.name, offer.architecture);
     Err(Failure::new(Exit::Unsupported, message).into())
+}
+
+/// Whether a program without rights on the host may have its missing pages brought by another: a restored one asks for that itself
+/// (userfaultfd(2), `Documentation/admin-guide/sysctl/vm.rst`).
+fn faults_are_told() -> Result<()> {
+    let file = "/proc/sys/vm/unprivileged_userfaultfd";
+    match std::fs::read_to_string(file) {
+        Ok(allowed) if allowed.trim() != "0" => Ok(()),
+        Ok(_) => Err(Failure::new(Exit::Unsupported, "vm.unprivileged_userfaultfd is 0, and post-copy needs 1")
+            .hint("`sysctl vm.unprivileged_userfaultfd=1` there, if its programs may use userfaultfd(2); or go without --postcopy")
+            .into()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(Failure::new(Exit::Unsupported, "the kernel has no userfaultfd(2), which post-copy needs").into())
+        }
+        Err(error) => Err(error).with_context(|| format!("read {file}")),
+    }
 }
 
 /// What an earlier attempt left of the same server is no hindrance: its owner has kept it, and offers it again.
@@ -83,14 +109,37 @@ fn name_is_free(site: &Site, offer: &Offer) -> Result<()> {
     Err(Failure::new(Exit::Exists, format!("there is a server '{name}' already")).hint("rename one of the two").into())
 }
 
-fn template(site: &Site, spec: &Spec, digest: &str) -> Result<()> {
-    let template = Templates::below(&site.state()).open(&spec.template)?;
+/// What has to come of the server's template: its size, or nothing when it is here.
+fn template(site: &Site, offer: &Offer, name: &Name) -> Result<Option<Size>> {
+    let templates = Templates::below(&site.state());
+    match templates.open(name) {
+        Ok(template) => is_the_same(&template, &offer.record.template_digest).map(|()| None),
+        Err(error) if exit_of(&error) != Exit::NoTemplate => Err(error),
+        Err(_) => match (templates.stray(name), offer.template) {
+            (Some(stray), _) => {
+                Err(Failure::new(Exit::Exists, format!("{} is left from something", stray.display())).into())
+            }
+            (None, Some(size)) => Ok(Some(size)),
+            (None, None) => Err(Failure::new(Exit::NoTemplate, format!("there is no template '{name}'"))
+                .hint("`--send-template` sends it along")
+                .into()),
+        },
+    }
+}
+
+/// Whether `template` is what the server was made from.
+///
+/// # Errors
+/// Exit 91 when it is another of the same name.
+pub fn is_the_same(template: &Template, digest: &str) -> Result<()> {
     if template.record.digest == digest {
         return Ok(());
     }
-    let message =
-        format!("the template '{}' is another there than the one that the server was made from", spec.template);
-    let hint = "get it from the server's host, with owners and attributes: docs/migration.md has the line";
+    let name = &template.name;
+    let message = format!("the template '{name}' is another there than the one that the server was made from");
+    let hint = format!(
+        "when no server there is made of it, `vsctl template remove {name}` there makes room, and `--send-template` sends the right one"
+    );
     Err(Failure::new(Exit::NoTemplate, message).hint(hint).into())
 }
 
@@ -150,7 +199,7 @@ pub fn room(site: &Site, size: Size) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::exit_of;
+    use crate::failure::hint_of;
     use crate::migrate::wire::Deal;
     use crate::store::{Migration, Record, migration_file, record_file};
     use std::fs;
@@ -171,7 +220,33 @@ mod tests {
             architecture: std::env::consts::ARCH.into(),
             size: Size::default(),
             processes: None,
+            is_postcopy: false,
+            template: None,
         }
+    }
+
+    #[test]
+    fn a_template_that_is_missing_is_a_problem_unless_it_comes() {
+        let root = tempfile::tempdir().unwrap();
+        let site = Site::at(root.path()).unwrap();
+        let (name, size) = ("busybox".parse().unwrap(), Size { bytes: 5, entries: 1 });
+        let alone = template(&site, &offer(), &name).unwrap_err();
+        assert_eq!((exit_of(&alone), hint_of(&alone)), (Exit::NoTemplate, Some("`--send-template` sends it along")));
+        let sent = Offer { template: Some(size), ..offer() };
+        assert_eq!(template(&site, &sent, &name).unwrap(), Some(size));
+        // What is no template, and stands in its place.
+        let place = site.state().join("templates/busybox");
+        fs::create_dir_all(&place).unwrap();
+        assert_eq!(exit_of(&template(&site, &sent, &name).unwrap_err()), Exit::Exists);
+        let definition = "description = \"x\"\nfamily = \"generic\"\ninit = \"vsinit\"\nstop_signal = \"SIGPWR\"\nsource = { kind = \"busybox\" }\n";
+        let record = "version = 1\norigin = \"x\"\nbuilt_s = 0\nentries = 1\nsize_bytes = 0\ndigest = \"there\"\ndistribution = { id = \"\", version = \"\", name = \"\" }\n";
+        fs::write(place.join("template.toml"), definition).unwrap();
+        fs::write(place.join("record.toml"), record).unwrap();
+        let other = template(&site, &sent, &name).unwrap_err();
+        assert_eq!(exit_of(&other), Exit::NoTemplate);
+        assert!(hint_of(&other).unwrap().contains("template remove busybox"), "{other}");
+        let same = Offer { record: Record { template_digest: "there".into(), ..offer().record }, ..sent };
+        assert_eq!(template(&site, &same, &name).unwrap(), None);
     }
 
     #[test]
@@ -185,7 +260,13 @@ mod tests {
         assert!(name_is_free(&site, &offer).unwrap_err().to_string().contains("left from something"));
         // Its own, from an attempt that was interrupted; then the same after it was handed over, and another's.
         fs::write(record_file(&site, name), toml::to_string(&offer.record).unwrap()).unwrap();
-        let mark = Migration { side: Side::Incoming, transaction: "old".into(), peer: "a".into(), start: false };
+        let mark = Migration {
+            side: Side::Incoming,
+            transaction: "old".into(),
+            peer: "a".into(),
+            start: false,
+            is_postcopy: false,
+        };
         fs::write(migration_file(&site, name), toml::to_string(&mark).unwrap()).unwrap();
         name_is_free(&site, &offer).unwrap();
         let other = Offer { deal: Deal { uuid: "other".into(), ..offer.deal.clone() }, ..offer.clone() };

@@ -19,7 +19,7 @@ use crate::lifecycle::state;
 use crate::name::Name;
 use crate::site::Site;
 use crate::spec::{Spec, VolumeKind};
-use crate::template::{Content, Members, listen, pack_stream, unpack_stream};
+use crate::template::{Content, Held, Members, listen, pack_stream, unpack_stream};
 use crate::volume;
 
 /// What goes along beside the volume, where it is.
@@ -53,6 +53,8 @@ pub struct Place {
     members: Vec<PathBuf>,
     /// Its root, which is one of them.
     volume: PathBuf,
+    /// The images of its processes, which are, too.
+    images: PathBuf,
 }
 
 impl Place {
@@ -61,11 +63,16 @@ impl Place {
     /// # Errors
     /// Never, as long as a volume is among its server's files.
     pub fn of(site: &Site, name: &Name, spec: &Spec) -> Result<Self> {
-        let mut place = Self { directory: site.server(name), members: Vec::new(), volume: PathBuf::new() };
+        let directory = site.server(name);
+        let mut place = Self { directory, members: Vec::new(), volume: PathBuf::new(), images: PathBuf::new() };
         place.volume = place.below(&volume::writable(site, name, spec.volume))?;
-        let images = place.below(&state::suspended_directory(site, name))?;
+        place.images = place.below(&state::suspended_directory(site, name))?;
+        let thin = place.below(&checkpoint::thin_directory(site, name))?;
         let memory = place.below(&checkpoint::memory_directory(site, name))?;
-        place.members = [place.volume.clone(), images, memory].into_iter().chain(BESIDE.map(PathBuf::from)).collect();
+        place.members = [place.volume.clone(), place.images.clone(), thin, memory]
+            .into_iter()
+            .chain(BESIDE.map(PathBuf::from))
+            .collect();
         Ok(place)
     }
 
@@ -95,6 +102,16 @@ impl Place {
             return Err(Failure::new(Exit::NoServer, message).into());
         }
         Survey::take(&self.directory, &self.members())
+    }
+
+    /// The same, but for memory that images without it go ahead of.
+    ///
+    /// # Errors
+    /// As [`Self::survey`].
+    pub fn survey_thin(&self, name: &Name) -> Result<Survey> {
+        let mut survey = self.survey(name)?;
+        survey.leave_out(|path| path.parent() == Some(&self.images) && checkpoint::holds_pages(path));
+        Ok(survey)
     }
 
     /// Looks at what is sent while the server runs ([`Wanted::Root`]).
@@ -144,9 +161,16 @@ pub fn pack(site: &Site, place: &Place, spec: &Spec, wanted: Wanted<'_>) -> Resu
         Wanted::Names(names) => Members::Listed(names),
         _ => Members::Whole(&there),
     };
-    let mut tar = pack_stream(&place.directory, &sandbox(site), content(spec), members)?;
-    let said = Some(listen(&mut tar));
-    Ok(Packing { tar, said, may_change: matches!(wanted, Wanted::Root) })
+    let tar = pack_stream(&place.directory, &sandbox(site), content(spec), members)?;
+    Ok(Packing::of(tar, matches!(wanted, Wanted::Root)))
+}
+
+/// Begins to pack a template.
+///
+/// # Errors
+/// When tar cannot be run.
+pub fn pack_template(site: &Site, held: &Held) -> Result<Packing> {
+    Ok(Packing::of(held.pack(&sandbox(site))?, false))
 }
 
 /// What tar's place is mounted on, in a namespace of its own: any directory does that is there, and nothing has to be made. This one
@@ -156,6 +180,11 @@ fn sandbox(site: &Site) -> PathBuf {
 }
 
 impl Packing {
+    fn of(mut tar: Child, may_change: bool) -> Self {
+        let said = Some(listen(&mut tar));
+        Self { tar, said, may_change }
+    }
+
     /// Where the archive comes out.
     ///
     /// # Errors
@@ -176,7 +205,7 @@ impl Packing {
         }
         let first: String =
             said.lines().next().unwrap_or("it gave no reason").chars().filter(|c| !c.is_control()).collect();
-        bail!("tar cannot pack the server's files: {first}")
+        bail!("tar cannot pack the files: {first}")
     }
 }
 

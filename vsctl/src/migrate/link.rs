@@ -1,12 +1,14 @@
 //! The connection to another host: a program that runs a command there, and its standard input and output.
 
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
 use super::VERB;
-use super::wire::{Channel, Hello, Lost};
+use super::alive::{Alive, Connection, Limit};
+use super::wire::{Hello, Lost};
 use crate::failure::{Exit, Failure};
 use crate::site::Site;
 
@@ -16,17 +18,19 @@ const END: Duration = Duration::from_secs(60);
 /// The command on the other host; dropped, it is told to end and waited for.
 #[derive(Debug)]
 pub struct Link {
-    channel: Option<Channel<ChildStdout, ChildStdin>>,
+    channel: Option<Connection>,
+    limit: Limit,
     child: Child,
     line: String,
 }
 
 impl Link {
-    /// Runs `vsctl` on `host` and exchanges greetings.
+    /// Runs `vsctl` on `host` and exchanges greetings. One that is `apart` is not ended with the terminal's other programs (^C), and can ask
+    /// nothing there.
     ///
     /// # Errors
     /// When the shell cannot be run, or what answers is not vsctl.
-    pub fn open(site: &Site, host: &str) -> Result<(Self, Hello)> {
+    pub fn open(site: &Site, host: &str, apart: bool) -> Result<(Self, Hello)> {
         if host.is_empty() || host.starts_with('-') {
             return Err(Failure::new(Exit::BadParameter, format!("'{}' is no host", host.escape_debug())).into());
         }
@@ -38,23 +42,36 @@ impl Link {
         let mut command = Command::new(program);
         // What it has to say to people goes where this command's own words go.
         command.args(&words).stdin(Stdio::piped()).stdout(Stdio::piped());
+        if apart {
+            command.process_group(0);
+        }
         let mut child = command.spawn().with_context(|| format!("run {line}"))?;
         let (from, to) =
             (child.stdout.take().context("no pipe from it")?, child.stdin.take().context("no pipe to it")?);
-        let mut link = Self { channel: Some(Channel::new(from, to)), child, line };
+        let limit = Limit::new(Duration::from_secs(site.settings.migrate.silence.get()));
+        let channel = Some(Connection::over(from.into(), to.into(), &limit)?);
+        let mut link = Self { channel, limit, child, line };
         match link.channel()?.greet() {
             Ok(hello) => Ok((link, hello)),
-            Err(error) if error.is::<Lost>() => Err(link.unanswered()),
-            Err(error) => Err(error),
+            Err(error) => Err(match error.downcast_ref::<Lost>().copied() {
+                Some(Lost::Ended) => link.unanswered(),
+                Some(Lost::Silent(_)) => error.context(format!("wait for an answer of `{}`", link.line)),
+                None => error,
+            }),
         }
     }
 
     /// What is said and heard.
     ///
     /// # Errors
-    /// When it has been closed.
-    pub fn channel(&mut self) -> Result<&mut Channel<ChildStdout, ChildStdin>> {
-        self.channel.as_mut().ok_or_else(|| anyhow!("the connection is closed"))
+    /// When it has been closed, or nobody is at its other end.
+    pub fn channel(&mut self) -> Result<&mut Connection> {
+        self.channel.as_mut().filter(|_| !self.limit.is_over()).ok_or_else(|| anyhow!("the connection is closed"))
+    }
+
+    /// Says that somebody works here ([`Connection::alive`]).
+    pub fn alive(&self) -> Option<Alive> {
+        self.channel.as_ref().map(Connection::alive)
     }
 
     /// Why nobody said hello.
@@ -71,7 +88,8 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.channel = None;
-        let end = Instant::now() + END;
+        // One that does not speak will not take anything back, either, before it hears that this is over.
+        let end = Instant::now() + if self.limit.is_over() { Duration::ZERO } else { END };
         while let Ok(None) = self.child.try_wait() {
             if Instant::now() >= end {
                 let _ = self.child.kill();

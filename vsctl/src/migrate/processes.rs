@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, Result};
 
 use super::wire::Processes;
-use crate::checkpoint::{self, Sum};
+use crate::checkpoint;
 use crate::failure::{Exit, Failure};
 use crate::name::Name;
 use crate::site::Site;
@@ -77,20 +77,28 @@ const X86: &[&str] = &[
 /// … and how more of them begin.
 const X86_FAMILIES: &[&str] = &["amx_", "avx"];
 
-/// What this host has.
+/// What this host has for the processes of `name`.
 ///
 /// # Errors
-/// When it lacks CRIU or vsinit, or does not say what its processors can.
+/// When it lacks CRIU, or does not say what its processors can.
 pub fn here(site: &Site, name: &Name) -> Result<Processes> {
-    let vsinit = site.program("vsinit")?;
-    let sum = Sum::of(&vsinit).with_context(|| format!("read {}", vsinit.display()))?;
+    with(site, name, checkpoint::criu_version(site)?)
+}
+
+/// What the processes of a server here need: those that are on the disk, the CRIU that wrote them.
+///
+/// # Errors
+/// As [`here`], or when the images cannot be read.
+pub fn of(site: &Site, name: &Name) -> Result<Processes> {
+    match checkpoint::written_by(site, name)? {
+        Some(criu) => with(site, name, criu),
+        None => here(site, name),
+    }
+}
+
+fn with(site: &Site, name: &Name, criu: String) -> Result<Processes> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
-    Ok(Processes {
-        criu: checkpoint::criu_version(site)?,
-        cgroup: site.server_cgroup(name),
-        cpu: features(&cpuinfo),
-        vsinit: sum.sha256,
-    })
+    Ok(Processes { criu, cgroup: site.server_cgroup(name), cpu: features(&cpuinfo) })
 }
 
 /// What the first processor can, of what programs use.
@@ -107,12 +115,16 @@ fn features(cpuinfo: &str) -> BTreeSet<String> {
 
 /// What `here` lacks for `theirs`. All of it is found here, before a server stands still; what is not would be found when it is restored,
 /// and it would go on where it was.
-pub fn problems(here: &Processes, theirs: &Processes) -> Vec<Failure> {
+pub fn problems(here: &Processes, theirs: &Processes, is_postcopy: bool) -> Vec<Failure> {
     let mut found = Vec::new();
     let mut note = |message: String| found.push(Failure::new(Exit::Unsupported, message));
     let number = |version: &str| version.split('.').map(|part| part.parse::<u32>().unwrap_or(0)).collect::<Vec<_>>();
     if number(&here.criu) < number(&theirs.criu) {
         note(format!("criu is {}, and cannot be relied on for what {} writes", here.criu, theirs.criu));
+    }
+    if is_postcopy && here.criu != theirs.criu {
+        // CRIU 4.2 asks for pages in other words than 4.1.
+        note(format!("criu is {}, and post-copy needs the same on both hosts: {}", here.criu, theirs.criu));
     }
     if here.cgroup != theirs.cgroup {
         note(format!("its control group would be {}, and was {}", here.cgroup, theirs.cgroup));
@@ -120,9 +132,6 @@ pub fn problems(here: &Processes, theirs: &Processes) -> Vec<Failure> {
     let lacking: Vec<&str> = theirs.cpu.difference(&here.cpu).map(String::as_str).collect();
     if !lacking.is_empty() {
         note(format!("the processors cannot {}, which its programs may have begun to use", lacking.join(", ")));
-    }
-    if here.vsinit != theirs.vsinit {
-        note("vsinit is another build than at its host, and cannot go on in the middle of it".into());
     }
     found
 }
@@ -133,29 +142,37 @@ mod tests {
 
     fn host() -> Processes {
         let cpu = ["avx2", "sse2"].map(str::to_owned).into();
-        Processes { criu: "4.1.1".into(), cgroup: "vsos/web1".into(), cpu, vsinit: "a".into() }
+        Processes { criu: "4.1.1".into(), cgroup: "vsos/web1".into(), cpu }
     }
 
     #[test]
     fn a_host_that_can_more_does() {
         let more =
             Processes { criu: "4.10.0".into(), cpu: ["avx2", "avx512f", "sse2"].map(str::to_owned).into(), ..host() };
-        assert!(problems(&host(), &host()).is_empty() && problems(&more, &host()).is_empty());
+        assert!(problems(&host(), &host(), true).is_empty() && problems(&more, &host(), false).is_empty());
+        assert!(problems(&more, &host(), true)[0].to_string().contains("post-copy needs the same"));
     }
 
     #[test]
     fn each_thing_that_is_missing_is_said() {
-        let lesser = Processes {
-            criu: "3.17.1".into(),
-            cgroup: "vsos-2/web1".into(),
-            cpu: ["sse2".to_owned()].into(),
-            vsinit: "b".into(),
-        };
-        let said: Vec<String> = problems(&lesser, &host()).iter().map(ToString::to_string).collect();
-        for (said, word) in said.iter().zip(["3.17.1", "vsos-2/web1", "avx2", "vsinit"]) {
+        let lesser = Processes { criu: "3.17.1".into(), cgroup: "vsos-2/web1".into(), cpu: ["sse2".to_owned()].into() };
+        let said: Vec<String> = problems(&lesser, &host(), false).iter().map(ToString::to_string).collect();
+        for (said, word) in said.iter().zip(["3.17.1", "vsos-2/web1", "avx2"]) {
             assert!(said.contains(word), "{said}");
         }
-        assert_eq!(said.len(), 4);
+        assert_eq!(said.len(), 3);
+    }
+
+    #[test]
+    fn processes_on_the_disk_need_the_criu_that_wrote_them() {
+        let root = tempfile::tempdir().unwrap();
+        let (site, name) = (Site::at(root.path()).unwrap(), "web1".parse().unwrap());
+        let images = root.path().join("var/lib/vsos/servers/web1/volume/suspended");
+        fs::create_dir_all(&images).unwrap();
+        let manifest = "version = 2\nname = \"web1\"\nuuid = \"u\"\ncreated_s = 1\nage_ns = 2\ntemplate_digest = \"d\"\n\
+                        with_host = false\nkernel = \"6.12\"\ncriu = \"3.19.7\"\ngroups = []\nsettings = []\ncpu = { user_usec = 1, system_usec = 1 }\n[files]\n";
+        fs::write(images.join("checkpoint.toml"), manifest).unwrap();
+        assert_eq!(of(&site, &name).unwrap().criu, "3.19.7");
     }
 
     #[test]

@@ -6,17 +6,22 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use kernel::file::write_atomic;
 use kernel::lock::Flock;
 use kernel::process::wait_for_joined_threads;
+use nix::sys::signal::{SigSet, Signal};
 
+use super::alive::Alive;
 use super::changes::Survey;
 use super::files::{Place, Wanted};
+use super::ladder::Hindrance;
 use super::link::Link;
-use super::wire::{Channel, Deal, Lost, Message, Offer, Size, Sum, send_bulk, unexpected};
+use super::pages::Relay;
+use super::wire::{Channel, Checked, Deal, Lost, Message, Offer, Size, send_bulk, unexpected};
 use super::{check, files, processes};
-use crate::checkpoint::{self, Ahead, kept};
+use crate::checkpoint::{self, Ahead, Subject, kept};
+use crate::checksum::Sum;
 use crate::edit;
 use crate::events;
 use crate::failure::{self, Exit, Failure};
@@ -29,6 +34,7 @@ use crate::site::Site;
 use crate::size::show_bytes;
 use crate::store::{self, Migration, Server, Side};
 use crate::template::progress::Progress;
+use crate::template::{Held, Templates};
 
 /// What becomes of a server that runs, for the time that it is on its way.
 #[derive(Debug, Clone, Copy)]
@@ -36,9 +42,24 @@ pub enum Pause {
     /// It is stopped in this manner, and started anew.
     Stop(Manner),
     /// Its processes are put on the disk, and go on.
-    Suspend,
+    Suspend(Memory),
     /// The same, after most of their memory was sent while they ran: until the rest is expected to be there within this time.
-    Live(Duration),
+    Live(Duration, Memory),
+}
+
+/// When the memory is sent that was not while they ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// Before they go on.
+    First,
+    /// While they do: what they ask for at once, and all else bit by bit.
+    Later,
+}
+
+impl Pause {
+    fn is_postcopy(&self) -> bool {
+        matches!(self, Self::Suspend(Memory::Later) | Self::Live(_, Memory::Later))
+    }
 }
 
 /// How often memory is sent ahead at most: what changes faster than it can be sent does not become less.
@@ -59,6 +80,8 @@ pub struct Found {
     pub runs: bool,
     /// Whether its processes go along.
     pub is_whole: bool,
+    /// What the template takes, if it can be sent; after the target has answered, if it has to be.
+    pub template: Option<Size>,
 }
 
 /// A migration under way at its source.
@@ -69,39 +92,67 @@ struct Departure<'a> {
     link: Link,
     /// The target has all of it: from now on it does not take it back by itself.
     is_prepared: bool,
+    /// The other side is told that somebody works here.
+    working: Option<Alive>,
+    /// Its memory, of which so many bytes come later.
+    later: Option<u64>,
+    relay: Option<Relay>,
     moments: usize,
 }
 
-/// Asks `host` whether it would take the server as it is. Changes nothing.
+/// Asks `host` whether it would take the server as it is, and with its template if it `sends_template`. Changes nothing.
 ///
 /// # Errors
 /// All that speaks against it.
-pub fn try_out(site: &Site, name: &Name, host: &str, pause: &Pause) -> Result<Found> {
+pub fn try_out(site: &Site, name: &Name, host: &str, pause: &Pause, sends_template: bool) -> Result<Found> {
     let lock = store::lock(site, name)?;
     let server = store::load(site, name)?;
-    let found = examine(site, &server, pause, &lock)?;
-    Departure::open(site, host, &server)?.offer(&server, found)?;
-    Ok(found)
+    let template = sends_template.then(|| template_of(site, &server)).transpose()?;
+    let found = examine(site, &server, pause, template.as_ref(), &lock)?;
+    Departure::open(site, host, &server, false)?.offer(&server, found, pause)
 }
 
-/// Moves a server to `host`. One that is stopped or suspended stays so; one that runs is paused on the way, and runs there.
+/// Moves a server to `host`. One that is stopped or suspended stays so; one that runs is paused on the way, and runs there. With
+/// `sends_template` its template goes before it, where it is missing.
 ///
 /// # Errors
 /// What refused. Before it is the target's it goes on here; after that the hint says how to go on.
-pub fn go(site: &Site, name: &Name, host: &str, pause: &Pause, progress: &mut dyn Progress) -> Result<()> {
+pub fn go(
+    site: &Site,
+    name: &Name,
+    host: &str,
+    pause: &Pause,
+    sends_template: bool,
+    progress: &mut dyn Progress,
+) -> Result<()> {
     let lock = store::lock(site, name)?;
     edit::recover(site, name)?;
     let server = store::load(site, name)?;
-    let found = examine(site, &server, pause, &lock)?;
+    let template = sends_template.then(|| template_of(site, &server)).transpose()?;
+    let found = examine(site, &server, pause, template.as_ref(), &lock)?;
     // Of what was interrupted, nothing goes along.
     checkpoint::clear(site, name)?;
     progress.phase("checking", None);
-    let mut departure = Departure::open(site, host, &server)?;
-    departure.offer(&server, found)?;
-    let sent = departure.send(&server, found, pause, &lock, progress);
-    if let Err(error) = sent.and_then(|()| departure.give_up_right(found.runs)) {
+    let mut departure = Departure::open(site, host, &server, pause.is_postcopy())?;
+    let found = departure.offer(&server, found, pause)?;
+    departure.working = departure.link.alive();
+    let sent = match (&template, found.template) {
+        (Some(template), Some(size)) => departure.send_template(template, size, progress),
+        _ => Ok(()),
+    };
+    let sent = sent.and_then(|()| departure.send(&server, found, pause, &lock, progress));
+    let given_up = sent.and_then(|()| {
+        departure.working = None;
+        departure.protect()?;
+        departure.give_up_right(found.runs)
+    });
+    departure.working = None;
+    if let Err(error) = given_up {
+        departure.relay = None;
+        // First: the other side may be one that does not answer, and nothing of the server moves there.
+        let error = back(site, name, host, found.runs, lock, error);
         departure.call_off();
-        return Err(back(site, name, host, found.runs, lock, error));
+        return Err(error);
     }
     departure.finish(found.runs, lock, progress)
 }
@@ -125,8 +176,17 @@ pub fn proceed(site: &Site, name: &Name, host: &str, progress: &mut dyn Progress
         let hint = format!("`vsctl migrate {name} {} --continue`", migration.peer);
         return Err(Failure::new(Exit::Failed, format!("'{name}' has moved to {}", migration.peer)).hint(hint).into());
     }
-    let mut departure = Departure::open(site, host, &server)?;
+    let mut departure = Departure::open(site, host, &server, migration.is_postcopy)?;
     departure.deal.transaction = migration.transaction;
+    if migration.is_postcopy && checkpoint::is_on_disk(site, name) {
+        progress.phase("restoring", None);
+        departure.working = departure.link.alive();
+        let again = departure.restore_again();
+        departure.working = None;
+        if let Err(error) = again.and_then(|()| departure.protect()) {
+            return Err(departure.does_not_go_on(&error));
+        }
+    }
     departure.finish(migration.start, lock, progress)
 }
 
@@ -138,11 +198,21 @@ pub fn abort(site: &Site, name: &Name, host: &str) -> Result<()> {
     let _lock = store::lock(site, name)?;
     let server = store::load(site, name)?;
     store::check_own(site, name)?;
-    Departure::open(site, host, &server)?.abort()
+    Departure::open(site, host, &server, false)?.abort()
+}
+
+/// The server's template, which stays as long as it may have to be sent.
+fn template_of(site: &Site, server: &Server) -> Result<Held> {
+    let held = Templates::below(&site.state()).hold(&server.spec.template)?;
+    if held.template.record.digest == server.record.template_digest {
+        return Ok(held);
+    }
+    let message = format!("'{}' was made from another template than '{}' is now", server.name, server.spec.template);
+    Err(Failure::new(Exit::NoTemplate, message).into())
 }
 
 /// What can be seen here before anybody is asked.
-fn examine(site: &Site, server: &Server, pause: &Pause, lock: &Flock) -> Result<Found> {
+fn examine(site: &Site, server: &Server, pause: &Pause, template: Option<&Held>, lock: &Flock) -> Result<Found> {
     let name = &server.name;
     store::check_own(site, name)?;
     let refuse = |why: &str, hint: String| Err(Failure::new(Exit::Failed, format!("'{name}' {why}")).hint(hint).into());
@@ -152,23 +222,31 @@ fn examine(site: &Site, server: &Server, pause: &Pause, lock: &Flock) -> Result<
     }
     let (runs, is_whole) = match state::of(site, name)? {
         State::Stopped => (false, false),
+        State::Suspended if checkpoint::is_thin(site, name)? => {
+            return refuse(
+                "waits for its memory",
+                format!("end the migration that it came by, or `vsctl start --discard {name}`"),
+            );
+        }
         State::Suspended => (false, true),
-        State::Running => (true, matches!(pause, Pause::Suspend | Pause::Live(_))),
+        State::Running => (true, matches!(pause, Pause::Suspend(_) | Pause::Live(..))),
         State::Frozen => return refuse("is frozen", format!("`vsctl thaw {name}` first")),
         _ => return refuse("is half started or stopped", "`vsctl doctor --fix` takes that back".into()),
     };
     let mut size = Place::of(site, name, &server.spec)?.survey(name)?.size();
     if runs && is_whole {
-        checkpoint::check(site, server, lock)?;
+        checkpoint::check(site, server, lock).context(Hindrance::Unfit)?;
         // An upper bound: what is in files is not in the images. What is sent ahead may all have to be sent again.
         let usage = World::new(site).group(&site.server_cgroup(name))?.usage()?;
         let bytes =
-            (usage.memory_bytes + usage.swap_bytes) * if matches!(pause, Pause::Live(_)) { SENT_MAX } else { 1 };
+            (usage.memory_bytes + usage.swap_bytes) * if matches!(pause, Pause::Live(..)) { SENT_MAX } else { 1 };
         // It is written here before it is sent.
         check::room(site, Size { bytes, entries: 0 })?;
         size.bytes += bytes;
     }
-    Ok(Found { size, runs, is_whole })
+    let template = template.map(|held| &held.template.record);
+    let template = template.map(|record| Size { bytes: record.size_bytes, entries: record.entries });
+    Ok(Found { size, runs, is_whole, template })
 }
 
 /// Sends a bulk stream. Where the other side has ended because of something, it has said that before.
@@ -178,7 +256,9 @@ fn stream<R: Read, W: Write>(
     moved: &mut dyn FnMut(u64),
 ) -> Result<Sum> {
     match send_bulk(channel, from, moved) {
-        Err(error) if error.is::<Lost>() => Err(channel.receive().err().unwrap_or(error)),
+        Err(error) if matches!(error.downcast_ref(), Some(Lost::Ended)) => {
+            Err(channel.receive().err().unwrap_or(error))
+        }
         sent => sent,
     }
 }
@@ -187,11 +267,11 @@ fn stream<R: Read, W: Write>(
 fn back(site: &Site, name: &Name, host: &str, ran: bool, lock: Flock, error: anyhow::Error) -> anyhow::Error {
     let failed = format!("cannot move '{name}' to {host}");
     let error = error.context(failed);
+    // Memory that was written ahead is of no use any more.
+    if let Err(left) = checkpoint::clear(site, name) {
+        log::warn!("'{name}': {left:#}");
+    }
     if !ran || state::of(site, name).is_ok_and(State::is_up) {
-        // Memory that was written ahead is of no use any more.
-        if let Err(left) = checkpoint::clear(site, name) {
-            log::warn!("'{name}': {left:#}");
-        }
         return error;
     }
     wait_for_joined_threads();
@@ -208,10 +288,11 @@ fn back(site: &Site, name: &Name, host: &str, ran: bool, lock: Flock, error: any
 }
 
 impl<'a> Departure<'a> {
-    fn open(site: &'a Site, host: &'a str, server: &Server) -> Result<Self> {
-        let (link, _) = Link::open(site, host)?;
+    fn open(site: &'a Site, host: &'a str, server: &Server, apart: bool) -> Result<Self> {
+        let (link, _) = Link::open(site, host, apart)?;
         let deal = Deal { name: server.name.clone(), uuid: server.record.uuid.clone(), transaction: store::new_uuid() };
-        Ok(Self { site, host, deal, link, is_prepared: false, moments: 0 })
+        let (is_prepared, working, later, relay) = (false, None, None, None);
+        Ok(Self { site, host, deal, link, is_prepared, working, later, relay, moments: 0 })
     }
 
     /// For tests of crashes: see [`execute::fault`].
@@ -222,31 +303,72 @@ impl<'a> Departure<'a> {
 
     /// Says `told`, and waits for `answer`.
     fn ask(&mut self, told: &Message, answer: &Message) -> Result<()> {
-        let channel = self.link.channel()?;
-        channel.send(told)?;
-        channel.expect(answer)
+        self.link.channel()?.send(told)?;
+        match self.hear()? {
+            message if message == *answer => Ok(()),
+            other => Err(unexpected(&other)),
+        }
     }
 
-    /// Has the target look at what would come.
-    fn offer(&mut self, server: &Server, found: Found) -> Result<()> {
+    /// What the other side says next; memory that goes there is passed on meanwhile.
+    fn hear(&mut self) -> Result<Message> {
+        let channel = self.link.channel()?;
+        match &mut self.relay {
+            Some(relay) => relay.message(channel),
+            None => channel.receive(),
+        }
+    }
+
+    /// Has the target look at what would come. What is returned says whether the template has to.
+    fn offer(&mut self, server: &Server, found: Found, pause: &Pause) -> Result<Found> {
         let offer = Offer {
             deal: self.deal.clone(),
             spec: edit::text(self.site, &server.name)?,
             record: server.record.clone(),
             architecture: std::env::consts::ARCH.to_owned(),
             size: found.size,
-            processes: found.is_whole.then(|| processes::here(self.site, &server.name)).transpose()?,
+            processes: found.is_whole.then(|| processes::of(self.site, &server.name)).transpose()?,
+            is_postcopy: found.runs && pause.is_postcopy(),
+            template: found.template,
         };
         let channel = self.link.channel()?;
         channel.send(&Message::Offer(Box::new(offer)))?;
-        let problems = match channel.receive()? {
-            Message::Checked(problems) => problems,
+        let (problems, template) = match channel.receive()? {
+            Message::Checked(Checked { wants_template: true, .. }) if found.template.is_none() => {
+                bail!("the other side wants a template that nobody has offered")
+            }
+            Message::Checked(said) => (said.problems, found.template.filter(|_| said.wants_template)),
             other => return Err(unexpected(&other)),
         };
-        let Some(first) = problems.first() else { return Ok(()) };
+        let Some(first) = problems.first() else { return Ok(Found { template, ..found }) };
         let list: Vec<String> = problems.iter().map(|problem| format!("\n  {problem}")).collect();
         let message = format!("'{}' cannot be moved to {}:{}", server.name, self.host, list.concat());
-        Err(Failure::new(Exit::from_code(first.exit), message).into())
+        let error = Failure::new(Exit::from_code(first.exit), message).into();
+        Err(match found.runs && problems.iter().all(|problem| problem.is_of_processes) {
+            true => anyhow::Error::context(error, Hindrance::Unfit),
+            false => error,
+        })
+    }
+
+    /// Sends the template, unless somebody else has brought it there meanwhile.
+    fn send_template(&mut self, held: &Held, size: Size, progress: &mut dyn Progress) -> Result<()> {
+        self.moment()?;
+        progress.phase("sending the template", Some(size.bytes));
+        let channel = self.link.channel()?;
+        channel.send(&Message::Template(held.template.name.clone()))?;
+        match channel.receive()? {
+            Message::SendTemplate => {}
+            Message::TemplateArrived => return self.moment(),
+            other => return Err(unexpected(&other)),
+        }
+        self.moment()?;
+        let mut packing = files::pack_template(self.site, held)?;
+        let channel = self.link.channel()?;
+        let sum = stream(channel, &mut packing.output()?, &mut |bytes| progress.advance(bytes))?;
+        packing.finish()?;
+        self.moment()?;
+        self.ask(&Message::End(sum), &Message::TemplateArrived)?;
+        self.moment()
     }
 
     /// Everything up to where the target has all of it on its disk, and its processes back.
@@ -273,8 +395,8 @@ impl<'a> Departure<'a> {
             self.moment()?;
         }
         let mut ahead = None;
-        if let (Pause::Live(pause), Some(before)) = (pause, &mut before) {
-            ahead = Some(self.send_memory(server, &place, *pause, before, lock, progress)?);
+        if let (Pause::Live(pause, _), Some(before)) = (pause, &mut before) {
+            ahead = self.send_memory(server, &place, *pause, before, lock, progress)?;
             self.moment()?;
         }
         if found.runs && !matches!(state::of(self.site, &server.name)?, State::Running) {
@@ -287,9 +409,13 @@ impl<'a> Departure<'a> {
                 progress.phase("stopping", None);
                 stop::stop_locked(self.site, &server.name, manner)?;
             }
-            Pause::Suspend | Pause::Live(_) => {
+            Pause::Suspend(_) | Pause::Live(..) => {
                 progress.phase("suspending", None);
-                checkpoint::suspend_held(self.site, server, ahead.as_ref(), lock)?;
+                let subject = self.subject(server, lock)?;
+                checkpoint::suspend_held(self.site, server, subject, ahead.as_ref()).context(Hindrance::Attempt)?;
+                if pause.is_postcopy() {
+                    self.later = self.make_thin(server, progress).context(Hindrance::Attempt)?;
+                }
             }
         }
         self.moment()?;
@@ -299,7 +425,8 @@ impl<'a> Departure<'a> {
                 self.send_files(server, &place, Wanted::All, None, progress)?;
             }
             Some(before) => {
-                let changes = place.survey(&server.name)?.since(&before);
+                let now = if self.later.is_some() { Place::survey_thin } else { Place::survey };
+                let changes = now(&place, &server.name)?.since(&before);
                 progress.phase("sending what has changed", Some(changes.size.bytes));
                 self.send_files(server, &place, Wanted::Names(&changes.names), Some(&changes.listing), progress)?;
             }
@@ -311,13 +438,28 @@ impl<'a> Departure<'a> {
         self.moment()?;
         if found.runs && found.is_whole {
             progress.phase("restoring", None);
-            self.restore()?;
+            match self.later {
+                None => self.restore()?,
+                Some(_) => self.restore_thin()?,
+            }
         }
         Ok(())
     }
 
+    /// Looks at the server's processes before each dump. It forks for that, so nobody says meanwhile that it works.
+    fn subject<'s>(&mut self, server: &'s Server, lock: &'s Flock) -> Result<Subject<'s>>
+    where
+        'a: 's,
+    {
+        self.working = None;
+        wait_for_joined_threads();
+        let found = Subject::find(self.site, server, lock).context(Hindrance::Attempt);
+        self.working = self.link.alive();
+        found
+    }
+
     /// Sends memory while its programs run, round by round, until what has changed meanwhile is expected to be there within `pause`.
-    /// Files of these rounds do not change any more: they are noted in `before`.
+    /// Files of these rounds do not change any more: they are noted in `before`. None: what was sent is worth nothing.
     fn send_memory(
         &mut self,
         server: &Server,
@@ -326,12 +468,14 @@ impl<'a> Departure<'a> {
         before: &mut Survey,
         lock: &Flock,
         progress: &mut dyn Progress,
-    ) -> Result<Ahead> {
+    ) -> Result<Option<Ahead>> {
         let (mut ahead, mut last_bytes) = (Ahead::default(), None);
         for round in 1..=ROUNDS_MAX {
             progress.phase(&format!("writing memory, round {round}"), None);
             let began = Instant::now();
-            let (directory, bytes) = ahead.round(self.site, server, lock)?;
+            let subject = self.subject(server, lock)?;
+            let written = ahead.round(self.site, server, &subject).context(Hindrance::Attempt)?;
+            let Some((directory, bytes)) = written else { break };
             progress.phase(&format!("sending memory, round {round}"), Some(bytes));
             let member = place.below(&directory)?;
             self.send_files(server, place, Wanted::Member(&member), None, progress)?;
@@ -352,7 +496,7 @@ impl<'a> Departure<'a> {
             }
             last_bytes = Some(bytes);
         }
-        Ok(ahead)
+        Ok((!ahead.is_empty()).then_some(ahead))
     }
 
     /// Sends files, with the listing of all of them where only some are sent.
@@ -382,7 +526,50 @@ impl<'a> Departure<'a> {
 
     /// Has the processes brought back there, whole and still: what speaks against it is found while they can go on here.
     fn restore(&mut self) -> Result<()> {
-        self.ask(&Message::Restore(self.deal.clone()), &Message::Restored)?;
+        self.ask(&Message::Restore(self.deal.clone()), &Message::Restored).map_err(|error| {
+            match error.is::<Lost>() {
+                true => error,
+                false => error.context(Hindrance::Attempt),
+            }
+        })?;
+        self.moment()
+    }
+
+    /// Makes what goes ahead of its memory, and says how much comes later. None: as much as may not fit there, since what processes have in common
+    /// from a fork comes to each of them.
+    fn make_thin(&self, server: &Server, progress: &mut dyn Progress) -> Result<Option<u64>> {
+        let name = &server.name;
+        let later = checkpoint::make_thin(self.site, name)?;
+        if server.spec.memory.is_none_or(|limit| later < limit.0) {
+            return Ok(Some(later));
+        }
+        progress.warn(&format!(
+            "{} that could come later may be more than its limit when it comes: it is sent first",
+            show_bytes(later)
+        ));
+        checkpoint::forget_thin(self.site, name)?;
+        Ok(None)
+    }
+
+    /// What is sent again is what it was: it has lain here since.
+    fn restore_again(&mut self) -> Result<()> {
+        checkpoint::restorable(self.site, &self.deal.name)?;
+        // First, since it is theirs whatever comes of this.
+        self.ask(&Message::Commit(self.deal.clone()), &Message::Committed)?;
+        self.restore_thin()
+    }
+
+    /// The same, with memory that is sent meanwhile and later. What has gone on there before is not restored again.
+    fn restore_thin(&mut self) -> Result<()> {
+        self.relay = Some(Relay::of(checkpoint::send_pages(self.site, &self.deal.name)?));
+        self.link.channel()?.send(&Message::RestoreThin(self.deal.clone()))?;
+        match self.hear() {
+            Ok(Message::Restored) => {}
+            Ok(Message::Spent) => self.relay = None,
+            Ok(other) => return Err(unexpected(&other)),
+            Err(error) if error.is::<Lost>() => return Err(error),
+            Err(error) => return Err(error.context(Hindrance::Attempt)),
+        }
         self.moment()
     }
 
@@ -395,7 +582,7 @@ impl<'a> Departure<'a> {
         if self.is_prepared {
             // Over a connection of its own where this one has ended.
             let aborted = self.abort().or_else(|_| {
-                self.link = Link::open(self.site, self.host)?.0;
+                self.link = Link::open(self.site, self.host, false)?.0;
                 self.abort()
             });
             if let Err(error) = aborted {
@@ -409,7 +596,8 @@ impl<'a> Departure<'a> {
     fn give_up_right(&self, start: bool) -> Result<()> {
         let (site, name) = (self.site, &self.deal.name);
         let transaction = self.deal.transaction.clone();
-        let migration = Migration { side: Side::Moved, transaction, peer: self.host.to_owned(), start };
+        let (peer, is_postcopy) = (self.host.to_owned(), self.later.is_some());
+        let migration = Migration { side: Side::Moved, transaction, peer, start, is_postcopy };
         let text = toml::to_string(&migration).context("write the mark as TOML")?;
         let mark = store::migration_file(site, name);
         let Err(error) = write_atomic(&mark, text.as_bytes()) else { return Ok(()) };
@@ -427,6 +615,7 @@ impl<'a> Departure<'a> {
     fn finish(mut self, start: bool, lock: Flock, progress: &mut dyn Progress) -> Result<()> {
         let (site, host, name) = (self.site, self.host, self.deal.name.clone());
         progress.phase("handing over", None);
+        let working = self.link.alive();
         let started = match self.hand_over(start, progress) {
             Ok(started) => started,
             Err(error) => {
@@ -437,16 +626,47 @@ impl<'a> Departure<'a> {
         };
         if let (Err(error), true) = (&started, state::suspended_directory(site, &name).exists()) {
             // What is here may be the only one that its processes can go on from.
-            let message = format!("'{name}' belongs to {host}, and does not go on there: {error:#}");
-            let hint = format!(
-                "`vsctl migrate {name} {host} --continue` tries again, and what is here stays until then; docs/migration.md says how to take it back"
-            );
-            return Err(Failure::new(failure::exit_of(error), message).hint(hint).into());
+            return Err(self.does_not_go_on(error));
         }
+        self.send_rest(progress)?;
+        drop(working);
         events::note_with(site, &name, events::Kind::Moved, Some(format!("to {host}")));
         create::destroy_held(site, &name, true, lock)?;
         self.moment()?;
         started.with_context(|| format!("'{name}' has moved to {host}, and does not start there"))
+    }
+
+    /// From now on an end of this command costs the server its memory, if that comes later: only SIGKILL ends it.
+    fn protect(&self) -> Result<()> {
+        if self.relay.is_none() {
+            return Ok(());
+        }
+        let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+        ends.into_iter().collect::<SigSet>().thread_block().context("hold back signals")
+    }
+
+    fn does_not_go_on(&self, error: &anyhow::Error) -> anyhow::Error {
+        let (name, host) = (&self.deal.name, self.host);
+        let message = format!("'{name}' belongs to {host}, and does not go on there: {error:#}");
+        let hint = format!(
+            "`vsctl migrate {name} {host} --continue` tries again, and what is here stays until then; docs/migration.md says how to take it back"
+        );
+        Failure::new(failure::exit_of(error), message).hint(hint).into()
+    }
+
+    /// Sends the memory that its programs have not asked for.
+    fn send_rest(&mut self, progress: &mut dyn Progress) -> Result<()> {
+        let Some(relay) = &mut self.relay else { return Ok(()) };
+        progress.phase("sending memory", self.later);
+        let sent = self.link.channel().and_then(|channel| relay.rest(channel, &mut |bytes| progress.advance(bytes)));
+        sent.map_err(|error| {
+            let (name, host) = (&self.deal.name, self.host);
+            let message =
+                format!("'{name}' went on at {host}, and ends there, since not all of its memory came: {error:#}");
+            let hint = format!("`vsctl migrate {name} {host} --continue` boots it there anew, from its disk");
+            Failure::new(failure::exit_of(&error), message).hint(hint)
+        })?;
+        self.moment()
     }
 
     /// Tells the target; the inner result is that of the start.
@@ -458,8 +678,7 @@ impl<'a> Departure<'a> {
             return Ok(Ok(()));
         }
         progress.phase("starting", None);
-        self.link.channel()?.send(&Message::Start)?;
-        match self.link.channel()?.expect(&Message::Started) {
+        match self.ask(&Message::Start, &Message::Started) {
             Err(error) if error.is::<Lost>() => Err(error),
             started => {
                 self.moment()?;

@@ -3,64 +3,46 @@
 //! It does what it is told, one message after the other, and decides nothing: what it has taken in becomes its own only when the
 //! other side says so. When the connection ends before all is on the disk, it takes back what it has made.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use kernel::lock::Flock;
 use kernel::process::wait_for_joined_threads;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::alive::{Connection, Limit};
 use super::files::Place;
-use super::wire::{Bulk, Channel, Deal, Lost, Message, Offer, Problem, is_lost, unexpected};
+use super::pages::{Event, Relay};
+use super::wire::{Bulk, Deal, Lost, Message, Offer, Problem, is_lost, unexpected};
 use super::{changes, check, files};
-use crate::checkpoint;
+use crate::checkpoint::{self, Memory};
 use crate::events;
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, exit_of};
 use crate::lifecycle::arrive::Arrival;
+use crate::lifecycle::gate::Lifeline;
 use crate::lifecycle::start::{self, Starting};
 use crate::lifecycle::state::{self, State};
-use crate::lifecycle::{create, execute};
+use crate::lifecycle::{create, execute, stop};
 use crate::name::Name;
 use crate::site::Site;
 use crate::spec::Spec;
 use crate::store::{self, Migration, Record, Server, Side};
-use crate::template::Templates;
+use crate::template::progress::Silent;
+use crate::template::{Held, Templates};
 
 /// One connection.
 struct Session<'a> {
     site: &'a Site,
-    channel: Channel<Heard, File>,
-    patience_s: Arc<AtomicI64>,
+    channel: Connection,
     peer: String,
+    /// Memory that is on its way, and what its server hangs on when that runs already.
+    relay: Option<Relay>,
+    lifeline: Option<(Name, Lifeline)>,
+    /// What is here came by this connection.
+    has_taken_in: bool,
     moments: usize,
-}
-
-/// How long the other side may be silent. A host that has lost its current does not say so, and what it has begun here holds the
-/// server's lock.
-const PATIENCE_S: i64 = 15 * 60;
-
-/// … and while processes stand still for its word, which it says at once.
-const PATIENCE_RESTORED_S: i64 = 60;
-
-/// What comes from the other side; it ends when that is silent for too long.
-struct Heard {
-    from: File,
-    patience_s: Arc<AtomicI64>,
-}
-
-impl Read for Heard {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let patience = Timespec { tv_sec: self.patience_s.load(Ordering::Relaxed), tv_nsec: 0 };
-        match poll(&mut [PollFd::new(&self.from, PollFlags::IN)], Some(&patience)) {
-            Ok(0) => Ok(0),
-            Ok(_) => self.from.read(into),
-            Err(errno) => Err(errno.into()),
-        }
-    }
 }
 
 /// Serves the connection on standard input and output.
@@ -68,13 +50,16 @@ impl Read for Heard {
 /// # Errors
 /// Only what the other side cannot be told: that the connection is gone.
 pub fn receive(site: &Site) -> Result<()> {
-    let own = |fd: io::Result<std::os::fd::OwnedFd>| fd.map(File::from).context("take the connection");
-    let from = own(io::stdin().as_fd().try_clone_to_owned())?;
-    let to = own(io::stdout().as_fd().try_clone_to_owned())?;
-    let patience_s = Arc::new(AtomicI64::new(PATIENCE_S));
-    let heard = Heard { from, patience_s: Arc::clone(&patience_s) };
-    let mut session = Session { site, channel: Channel::new(heard, to), patience_s, peer: String::new(), moments: 0 };
-    let Err(error) = session.serve() else { return Ok(()) };
+    let own = |fd: io::Result<OwnedFd>| fd.context("take the connection");
+    let (from, to) = (own(io::stdin().as_fd().try_clone_to_owned())?, own(io::stdout().as_fd().try_clone_to_owned())?);
+    let limit = Limit::new(Duration::from_secs(site.settings.migrate.silence.get()));
+    let channel = Connection::over(from, to, &limit)?;
+    let mut session =
+        Session { site, channel, peer: String::new(), relay: None, lifeline: None, has_taken_in: false, moments: 0 };
+    let served = session.serve();
+    // Before anything else ends: without who brings its memory it would go on with zeros.
+    let ended = session.lifeline.take().map(|(name, _lifeline)| stop::end_at_once(site, &name));
+    let Err(error) = served.and(ended.unwrap_or(Ok(()))) else { return Ok(()) };
     if is_lost(&error) {
         // Nobody is there to be told, and what came was taken back: else the error says what is left.
         log::debug!("{error:#}");
@@ -88,6 +73,8 @@ impl Session<'_> {
     fn serve(&mut self) -> Result<()> {
         self.peer = self.channel.greet()?.host;
         let mut offered: Option<(Offer, Spec)> = None;
+        // What has come for the server that was offered: nobody may remove it before there is one.
+        let mut template: Option<Held> = None;
         let mut deal: Option<Deal> = None;
         // Its processes, which are whole and stand still. Gone before they may go on, they are taken back.
         let mut restored: Option<Starting> = None;
@@ -95,13 +82,21 @@ impl Session<'_> {
             match (message, offered.take(), &deal) {
                 (Message::Offer(offer), None, None) => {
                     let spec = Spec::parse(&offer.spec, "server.toml")?;
-                    let problems = check::problems(self.site, &offer, &spec)?;
-                    self.channel.send(&Message::Checked(problems))?;
+                    let checked = check::look(self.site, &offer, &spec)?;
+                    self.channel.send(&Message::Checked(checked))?;
                     offered = Some((*offer, spec));
                 }
-                (Message::Prepare, Some((offer, spec)), None) => self.take_in(&offer, &spec)?,
+                (Message::Template(name), Some((offer, spec)), None) if name == spec.template => {
+                    template = Some(self.take_template(&offer, &name)?);
+                    offered = Some((offer, spec));
+                }
+                (Message::Prepare, Some((offer, spec)), None) => {
+                    self.take_in(&offer, &spec)?;
+                    drop(template.take());
+                }
                 (Message::Restore(told), None, None) if restored.is_none() => restored = Some(self.restore(&told)?),
-                (Message::Commit(told), None, None) => {
+                (Message::RestoreThin(told), None, _) if restored.is_none() => restored = self.restore_thin(&told)?,
+                (Message::Commit(told), None, _) => {
                     self.commit(&told, restored.as_mut())?;
                     deal = Some(told);
                 }
@@ -110,6 +105,7 @@ impl Session<'_> {
                     self.start(&name, restored.take())?;
                 }
                 (Message::Abort(told), None, None) => {
+                    self.relay = None;
                     if let Some(restored) = restored.take() {
                         // That it does not run is what was asked for.
                         let _ = restored.finish(self.site);
@@ -124,10 +120,47 @@ impl Session<'_> {
 
     /// The next message; none when the other side has said all.
     fn hear(&mut self) -> Result<Option<Message>> {
-        match self.channel.receive() {
+        match self.carry_until_message() {
             Err(error) if error.is::<Lost>() => Ok(None),
             heard => heard.map(Some),
         }
+    }
+
+    fn carry_until_message(&mut self) -> Result<Message> {
+        // A slow line may be busy with one answer for long.
+        let _working = self.relay.as_ref().map(|_| self.channel.alive());
+        while let Some(relay) = &mut self.relay {
+            match relay.next(&mut self.channel, None)? {
+                Event::Message(message) => return Ok(message),
+                Event::Done => self.settle()?,
+                Event::Moved(_) | Event::Ready => {}
+            }
+        }
+        self.channel.receive()
+    }
+
+    /// Carries memory, as long as there is any, until `ready` can be read.
+    fn carry_until_ready(&mut self, ready: BorrowedFd<'_>) -> Result<()> {
+        while let Some(relay) = &mut self.relay {
+            match relay.next(&mut self.channel, Some(ready))? {
+                Event::Ready => return Ok(()),
+                Event::Done => self.settle()?,
+                Event::Moved(_) => {}
+                Event::Message(message) => return Err(unexpected(&message)),
+            }
+        }
+        Ok(())
+    }
+
+    /// All memory is there.
+    fn settle(&mut self) -> Result<()> {
+        self.relay = None;
+        if let Some((name, lifeline)) = self.lifeline.take() {
+            // Its monitor does, too, if it has one.
+            let _ = fs::remove_file(state::arriving_file(self.site, &name));
+            lifeline.settle();
+        }
+        self.channel.send(&Message::PagesArrived)
     }
 
     /// For tests of crashes: see [`execute::fault`].
@@ -143,7 +176,33 @@ impl Session<'_> {
         Ok(lock)
     }
 
+    /// Takes in the template that is offered, unless somebody else has brought the same here meanwhile.
+    fn take_template(&mut self, offer: &Offer, name: &Name) -> Result<Held> {
+        let _working = self.channel.alive();
+        self.moment()?;
+        let digest = &offer.record.template_digest;
+        let templates = Templates::below(&self.site.state());
+        let mut silent = Silent;
+        match templates.expect(name, |lock| store::lock_soon(lock, "the templates"), &mut silent) {
+            Ok(mut incoming) => {
+                self.channel.send(&Message::SendTemplate)?;
+                let said = incoming.unpack(&mut Bulk::new(&mut self.channel))?;
+                said.iter().for_each(|line| log::warn!("template '{name}': {line}"));
+                self.moment()?;
+                incoming.finish(digest)?;
+            }
+            Err(error) if exit_of(&error) == Exit::Exists => {}
+            Err(error) => return Err(error),
+        }
+        let held = templates.hold(name)?;
+        check::is_the_same(&held.template, digest)?;
+        self.moment()?;
+        self.channel.send(&Message::TemplateArrived)?;
+        Ok(held)
+    }
+
     fn take_in(&mut self, offer: &Offer, spec: &Spec) -> Result<()> {
+        let _working = self.channel.alive();
         self.moment()?;
         let site = self.site;
         // Until the record names it, nobody may remove it.
@@ -162,8 +221,10 @@ impl Session<'_> {
             transaction: offer.deal.transaction.clone(),
             peer: self.peer.clone(),
             start: false,
+            is_postcopy: false,
         };
         arrival.complete(&offer.spec, &migration)?;
+        self.has_taken_in = true;
         drop(lock);
         let told = self.moment().and_then(|()| self.channel.send(&Message::Prepared));
         if told.as_ref().is_err_and(|error| !is_lost(error)) {
@@ -204,32 +265,70 @@ impl Session<'_> {
         self.moment()
     }
 
+    /// The same of thin images; none when they are spent.
+    fn restore_thin(&mut self, deal: &Deal) -> Result<Option<Starting>> {
+        self.check_is(deal)?;
+        if state::arriving_file(self.site, &deal.name).exists() {
+            let message = format!(
+                "the memory of '{}' is on its way, and the connection that it comes by may have ended",
+                deal.name
+            );
+            let hint = "when that is certain the server is ended there; then `--continue` boots it anew";
+            return Err(Failure::new(Exit::Locked, message).hint(hint).into());
+        }
+        if checkpoint::is_thin(self.site, &deal.name)? {
+            return self.restore(deal).map(Some);
+        }
+        self.channel.send(&Message::Spent)?;
+        Ok(None)
+    }
+
     /// Brings the processes back, which are the other host's still.
     fn restore(&mut self, deal: &Deal) -> Result<Starting> {
         let outcome = self.bring_back(deal).and_then(|restored| {
             self.moment()?;
-            self.patience_s.store(PATIENCE_RESTORED_S, Ordering::Relaxed);
             self.channel.send(&Message::Restored)?;
             Ok(restored)
         });
-        outcome.or_else(|error| match is_lost(&error) {
-            true => Err(error),
-            // Told that it failed, the other side counts on nothing that is here.
-            false => self.forget(deal).and(Err(error)),
+        outcome.or_else(|error| {
+            self.relay = None;
+            let is_incoming = store::migration(self.site, &deal.name)?.is_some();
+            match is_incoming && !is_lost(&error) {
+                // Told that it failed, the other side counts on nothing that is here.
+                true => self.forget(deal).and(Err(error)),
+                false => Err(error),
+            }
         })
     }
 
     fn bring_back(&mut self, deal: &Deal) -> Result<Starting> {
         self.moment()?;
         let (site, name) = (self.site, &deal.name);
+        let working = self.channel.alive();
         let lock = self.hold(name)?;
         self.check_is(deal)?;
-        let came = store::migration(site, name)?;
-        if came.is_none_or(|came| came.side != Side::Incoming || came.transaction != deal.transaction) {
+        let mut manifest = checkpoint::just_written(site, name)?;
+        if manifest.is_thin && !self.has_taken_in {
+            manifest = checkpoint::thin(site, name)?;
+        }
+        let is_incoming = |came: Migration| came.side == Side::Incoming && came.transaction == deal.transaction;
+        // What was committed has its memory elsewhere as long as its images are thin.
+        if !store::migration(site, name)?.map_or(manifest.is_thin, is_incoming) {
             return Err(unexpected(&Message::Restore(deal.clone())));
         }
+        drop(working);
         wait_for_joined_threads();
-        let restored = checkpoint::restore_waiting(site, name, lock)?;
+        let mut memory = Memory::Waits;
+        if manifest.is_thin {
+            let pages = checkpoint::take_pages(site, name)?;
+            memory = Memory::Comes(pages.socket().try_clone().context("keep a descriptor")?.into());
+            self.relay = Some(Relay::of(pages));
+        }
+        let restored = checkpoint::restore(site, name, manifest, memory, lock)?;
+        let _working = self.channel.alive();
+        if let Some(gate) = restored.gate() {
+            self.carry_until_ready(gate)?;
+        }
         match restored.is_whole()? {
             true => Ok(restored),
             false => {
@@ -262,9 +361,21 @@ impl Session<'_> {
         drop(lock);
         self.moment()?;
         if let Some(restored) = restored {
-            restored.open();
+            self.open(name, restored);
         }
         self.channel.send(&Message::Committed)
+    }
+
+    /// Lets what was restored go on.
+    fn open(&mut self, name: &Name, restored: &mut Starting) {
+        let Some(lifeline) = restored.open() else { return };
+        match &mut self.relay {
+            Some(relay) => {
+                relay.leave();
+                self.lifeline = Some((name.clone(), lifeline));
+            }
+            None => lifeline.settle(),
+        }
     }
 
     fn check_is(&self, deal: &Deal) -> Result<()> {
@@ -278,15 +389,24 @@ impl Session<'_> {
 
     fn start(&mut self, name: &Name, restored: Option<Starting>) -> Result<()> {
         self.moment()?;
+        let site = self.site;
         if let Some(restored) = restored {
-            restored.finish(self.site)?;
-        } else if !matches!(state::of(self.site, name)?, State::Running | State::Frozen) {
+            let _working = self.channel.alive();
+            self.carry_until_ready(restored.report())?;
+            restored.finish(site)?;
+        } else if !matches!(state::of(site, name)?, State::Running | State::Frozen) {
             let lock = self.hold(name)?;
+            let working = self.channel.alive();
+            let is_suspended = checkpoint::is_suspended(site, name);
+            let manifest = is_suspended.then(|| checkpoint::restorable(site, name)).transpose()?;
+            drop(working);
             wait_for_joined_threads();
-            match checkpoint::is_suspended(self.site, name) {
-                true => checkpoint::resume_held(self.site, name, lock)?,
-                false => start::begin_held(self.site, name, lock)?.finish(self.site)?,
-            }
+            let starting = match manifest {
+                Some(manifest) => checkpoint::restore(site, name, manifest, Memory::Here, lock)?,
+                None => start::begin_held(site, name, lock)?,
+            };
+            let _working = self.channel.alive();
+            starting.finish(site)?;
         }
         self.moment()?;
         self.channel.send(&Message::Started)
@@ -300,6 +420,7 @@ impl Session<'_> {
     /// Removes what came of a server whose host has kept it.
     fn forget(&self, deal: &Deal) -> Result<()> {
         let (site, name) = (self.site, &deal.name);
+        let _working = self.channel.alive();
         let lock = self.hold(name)?;
         if !store::record_file(site, name).exists() {
             return Ok(());

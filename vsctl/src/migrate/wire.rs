@@ -3,23 +3,27 @@
 //! ```text
 //! frame    length of the body (4 bytes, big endian) · kind (1 byte) · body
 //! kind 1   a message, as JSON
-//! kind 2   a piece of a bulk stream, which an `end` with its length and SHA-256 closes
+//! kind 2   a piece of a bulk stream, which an `end` with its length and checksum closes
+//! kind 3   nothing but that the side works; its body is empty
 //! ```
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
+use super::ladder::Hindrance;
+use crate::checksum::{Sum, Summing};
 use crate::failure::{self, Exit, Failure};
 use crate::name::Name;
 use crate::store::Record;
 
 /// The version of everything here. Both sides must have the same.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 8;
 
 /// The longest body. Both ends allocate that much, so a length that is longer is no frame of ours.
 const LONGEST: usize = 1 << 20;
@@ -29,6 +33,8 @@ pub const PIECE: usize = 256 << 10;
 
 const MESSAGE: u8 = 1;
 const DATA: u8 = 2;
+/// Nothing but that somebody works: a frame without a body, which may come between any two others.
+pub const ALIVE: u8 = 3;
 
 /// Something one side says. In the order of a migration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,8 +44,14 @@ pub enum Message {
     Hello(Hello),
     /// What is to be moved. Changes nothing.
     Offer(Box<Offer>),
-    /// What at the target speaks against it; nothing does when it is empty.
-    Checked(Vec<Problem>),
+    /// What the target makes of it.
+    Checked(Checked),
+    /// The template of this name can come.
+    Template(Name),
+    /// It shall: send it, in a bulk stream.
+    SendTemplate,
+    /// It is there, and whole.
+    TemplateArrived,
     /// Reserve what was offered.
     Prepare,
     /// It is reserved, and its files can come.
@@ -58,8 +70,12 @@ pub enum Message {
     Prepared,
     /// Bring its processes back, and let none of them run.
     Restore(Deal),
+    /// The same, with memory that comes meanwhile and later: from now on pieces of data go both ways, and are CRIU's.
+    RestoreThin(Deal),
     /// They are there, and stand still.
     Restored,
+    /// They have gone on here before: there is nothing to restore any more.
+    Spent,
     /// The source has given up its right to run the server: it is the target's.
     Commit(Deal),
     /// It is.
@@ -68,6 +84,8 @@ pub enum Message {
     Start,
     /// It runs.
     Started,
+    /// All of its memory is there.
+    PagesArrived,
     /// Forget what was not committed: the source has kept its right.
     Abort(Deal),
     /// It is forgotten, or was never there.
@@ -85,6 +103,9 @@ pub struct Hello {
     pub version: String,
     /// The name of the host, for people.
     pub host: String,
+    /// For how many seconds it lets the other side be silent. The shorter one counts for both.
+    #[serde(default)]
+    pub silence_s: u64,
 }
 
 /// What is to be moved.
@@ -103,6 +124,20 @@ pub struct Offer {
     pub size: Size,
     /// What its processes need, if they go along.
     pub processes: Option<Processes>,
+    /// Whether its memory would come when its processes run already.
+    pub is_postcopy: bool,
+    /// What its template takes on the disk, if the source would send it.
+    pub template: Option<Size>,
+}
+
+/// What the target makes of an offer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checked {
+    /// What speaks against it; nothing does when it is empty.
+    pub problems: Vec<Problem>,
+    /// The template is not there, and is to be sent before all else.
+    pub wants_template: bool,
 }
 
 /// What processes that were begun elsewhere need of a host.
@@ -115,8 +150,6 @@ pub struct Processes {
     pub cgroup: String,
     /// What they may have found their processors to have, as `/proc/cpuinfo` says it.
     pub cpu: BTreeSet<String>,
-    /// SHA-256 of `vsinit`, in hexadecimal digits: it goes on in the middle of the program.
-    pub vsinit: String,
 }
 
 /// A server in one migration.
@@ -141,14 +174,12 @@ pub struct Size {
     pub entries: u64,
 }
 
-/// Length and checksum of a bulk stream.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Sum {
-    /// Length.
-    pub bytes: u64,
-    /// SHA-256, in hexadecimal digits.
-    pub sha256: String,
+impl Size {
+    /// Of both together.
+    pub fn with(self, other: Self) -> Self {
+        let bytes = self.bytes.saturating_add(other.bytes);
+        Self { bytes, entries: self.entries.saturating_add(other.entries) }
+    }
 }
 
 /// What went wrong, or would.
@@ -161,13 +192,16 @@ pub struct Problem {
     pub message: String,
     /// What can be done about it.
     pub hint: Option<String>,
+    /// It speaks only against taking processes along.
+    pub is_of_processes: bool,
 }
 
 impl Problem {
     /// An error as it crosses the wire.
     pub fn of(error: &anyhow::Error) -> Self {
         let hint = failure::hint_of(error).map(ToOwned::to_owned);
-        Self { exit: failure::exit_of(error) as u8, message: format!("{error:#}"), hint }
+        let is_of_processes = Hindrance::of(error).is_some();
+        Self { exit: failure::exit_of(error) as u8, message: format!("{error:#}"), hint, is_of_processes }
     }
 
     /// The failure that it is on this side.
@@ -189,9 +223,9 @@ impl fmt::Display for Problem {
 
 impl Hello {
     /// What this program says of itself.
-    pub fn own() -> Self {
+    pub fn own(silence_s: u64) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        Self { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), host }
+        Self { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), host, silence_s }
     }
 
     /// Whether the two can talk.
@@ -222,14 +256,15 @@ pub enum Frame {
 /// The two directions of a connection.
 #[derive(Debug)]
 pub struct Channel<R, W> {
-    from: R,
-    to: W,
+    pub(super) from: R,
+    /// Shared with who says that somebody works.
+    pub(super) to: Arc<Mutex<W>>,
 }
 
 impl<R: Read, W: Write> Channel<R, W> {
     /// A channel over two pipes.
     pub fn new(from: R, to: W) -> Self {
-        Self { from, to }
+        Self { from, to: Arc::new(Mutex::new(to)) }
     }
 
     /// Says something.
@@ -253,14 +288,8 @@ impl<R: Read, W: Write> Channel<R, W> {
         if body.len() > LONGEST {
             bail!("a message of {} bytes is too long for the connection", body.len());
         }
-        let mut head = (body.len() as u32).to_be_bytes().to_vec();
-        head.push(kind);
-        self.to.write_all(&head).and_then(|()| self.to.write_all(body)).and_then(|()| self.to.flush()).map_err(
-            |error| match error.kind() {
-                io::ErrorKind::BrokenPipe => lost(),
-                _ => anyhow!(error).context("write to the connection"),
-            },
-        )
+        let mut to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
+        write_frame(&mut *to, kind, body).map_err(|error| what_is_wrong(error, "write to the connection"))
     }
 
     /// Waits for the next frame.
@@ -268,10 +297,22 @@ impl<R: Read, W: Write> Channel<R, W> {
     /// # Errors
     /// When the connection ends, or carries something else.
     pub fn frame_in(&mut self) -> Result<Frame> {
+        loop {
+            if let Some(frame) = self.anything_in()? {
+                return Ok(frame);
+            }
+        }
+    }
+
+    /// The next frame; none when it says only that somebody works.
+    ///
+    /// # Errors
+    /// As [`Self::frame_in`].
+    pub fn anything_in(&mut self) -> Result<Option<Frame>> {
         let mut head = [0; 5];
         self.read(&mut head)?;
         let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
-        if length > LONGEST || ![MESSAGE, DATA].contains(&head[4]) {
+        if length > LONGEST || ![MESSAGE, DATA, ALIVE].contains(&head[4]) {
             let said: String = String::from_utf8_lossy(&head).chars().filter(|c| !c.is_control()).collect();
             return Err(Failure::new(
                 Exit::Failed,
@@ -282,10 +323,13 @@ impl<R: Read, W: Write> Channel<R, W> {
         }
         let mut body = vec![0; length];
         self.read(&mut body)?;
-        if head[4] == DATA {
-            return Ok(Frame::Data(body));
+        match head[4] {
+            ALIVE => Ok(None),
+            DATA => Ok(Some(Frame::Data(body))),
+            _ => serde_json::from_slice(&body)
+                .map(|message| Some(Frame::Message(message)))
+                .context("read a message of the other side"),
         }
-        serde_json::from_slice(&body).map(Frame::Message).context("read a message of the other side")
     }
 
     /// Waits for the next message.
@@ -315,8 +359,8 @@ impl<R: Read, W: Write> Channel<R, W> {
     ///
     /// # Errors
     /// When the two cannot talk.
-    pub fn greet(&mut self) -> Result<Hello> {
-        self.send(&Message::Hello(Hello::own()))?;
+    pub fn exchange(&mut self, hello: Hello) -> Result<Hello> {
+        self.send(&Message::Hello(hello))?;
         match self.receive()? {
             Message::Hello(hello) => hello.check().map(|()| hello),
             other => Err(unexpected(&other)),
@@ -324,20 +368,49 @@ impl<R: Read, W: Write> Channel<R, W> {
     }
 
     fn read(&mut self, bytes: &mut [u8]) -> Result<()> {
-        self.from.read_exact(bytes).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => lost(),
-            _ => anyhow!(error).context("read from the connection"),
-        })
+        self.from.read_exact(bytes).map_err(|error| what_is_wrong(error, "read from the connection"))
+    }
+}
+
+/// Writes a frame, of which the body is not too long.
+///
+/// # Errors
+/// When nobody takes it.
+pub fn write_frame(to: &mut impl Write, kind: u8, body: &[u8]) -> io::Result<()> {
+    let mut head = (body.len() as u32).to_be_bytes().to_vec();
+    head.push(kind);
+    to.write_all(&head)?;
+    to.write_all(body)?;
+    to.flush()
+}
+
+fn what_is_wrong(error: io::Error, doing: &'static str) -> anyhow::Error {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => Lost::Ended.into(),
+        _ => match error.downcast::<Lost>() {
+            Ok(lost) => lost.into(),
+            Err(error) => anyhow!(error).context(doing),
+        },
     }
 }
 
 /// The connection is gone; what it was used for says what that means.
-#[derive(Debug)]
-pub struct Lost;
+#[derive(Debug, Clone, Copy)]
+pub enum Lost {
+    /// It has ended.
+    Ended,
+    /// Nothing has come for so long.
+    Silent(Duration),
+}
 
 impl fmt::Display for Lost {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("the connection to the other host has ended")
+        match self {
+            Self::Ended => out.write_str("the connection to the other host has ended"),
+            Self::Silent(silence) => {
+                write!(out, "the other host has said nothing for {} s, and is taken for lost", silence.as_secs_f64())
+            }
+        }
     }
 }
 
@@ -348,10 +421,6 @@ pub fn is_lost(error: &anyhow::Error) -> bool {
     let wrapped = |cause: &io::Error| cause.get_ref().is_some_and(|inner| inner.is::<Lost>());
     error.is::<Lost>()
         || error.chain().any(|cause| cause.is::<Lost>() || cause.downcast_ref::<io::Error>().is_some_and(wrapped))
-}
-
-fn lost() -> anyhow::Error {
-    Lost.into()
 }
 
 /// The error for a message out of order.
@@ -368,7 +437,7 @@ pub fn send_bulk<R: Read, W: Write>(
     from: &mut dyn Read,
     moved: &mut dyn FnMut(u64),
 ) -> Result<Sum> {
-    let mut summed = Summed::default();
+    let mut summed = Summing::default();
     let mut piece = vec![0; PIECE];
     loop {
         let length = match from.read(&mut piece) {
@@ -379,7 +448,7 @@ pub fn send_bulk<R: Read, W: Write>(
         };
         summed.add(&piece[..length]);
         channel.send_data(&piece[..length])?;
-        moved(summed.bytes);
+        moved(summed.bytes());
     }
     Ok(summed.sum())
 }
@@ -390,14 +459,14 @@ pub struct Bulk<'a, R, W> {
     channel: &'a mut Channel<R, W>,
     piece: Vec<u8>,
     at: usize,
-    summed: Summed,
+    summed: Summing,
     has_ended: bool,
 }
 
 impl<'a, R: Read, W: Write> Bulk<'a, R, W> {
     /// The stream that comes next on `channel`.
     pub fn new(channel: &'a mut Channel<R, W>) -> Self {
-        Self { channel, piece: Vec::new(), at: 0, summed: Summed::default(), has_ended: false }
+        Self { channel, piece: Vec::new(), at: 0, summed: Summing::default(), has_ended: false }
     }
 
     fn next(&mut self) -> Result<()> {
@@ -436,23 +505,6 @@ impl<R: Read, W: Write> Read for Bulk<'_, R, W> {
     }
 }
 
-#[derive(Debug, Default)]
-struct Summed {
-    bytes: u64,
-    hash: Sha256,
-}
-
-impl Summed {
-    fn add(&mut self, piece: &[u8]) {
-        self.bytes += piece.len() as u64;
-        self.hash.update(piece);
-    }
-
-    fn sum(self) -> Sum {
-        Sum { bytes: self.bytes, sha256: format!("{:x}", self.hash.finalize()) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -480,18 +532,19 @@ mod tests {
                 criu: "4.1.1".into(),
                 cgroup: "vsos/web1".into(),
                 cpu: ["avx".to_owned(), "sse".to_owned()].into(),
-                vsinit: "cd".into(),
             }),
+            is_postcopy: false,
+            template: Some(Size { bytes: 8192, entries: 3 }),
         }
     }
 
     /// Every message with its text: another vsctl of the same protocol must understand it.
     fn golden() -> Vec<(Message, &'static str)> {
-        let problem = Problem { exit: 43, message: "there".into(), hint: None };
+        let problem = Problem { exit: 43, message: "there".into(), hint: None, is_of_processes: false };
         vec![
             (
-                Message::Hello(Hello { protocol: 2, version: "0.1.0".into(), host: "a".into() }),
-                r#"{"hello":{"protocol":2,"version":"0.1.0","host":"a"}}"#,
+                Message::Hello(Hello { protocol: 8, version: "0.1.0".into(), host: "a".into(), silence_s: 120 }),
+                r#"{"hello":{"protocol":8,"version":"0.1.0","host":"a","silence_s":120}}"#,
             ),
             (
                 Message::Offer(Box::new(offer())),
@@ -500,27 +553,43 @@ mod tests {
                     r#""spec":"template = \"busybox\"\n","#,
                     r#""record":{"version":1,"id":7,"uuid":"u","created_s":1,"template_digest":"d","addresses":["10.1.2.3/24"]},"#,
                     r#""architecture":"x86_64","size":{"bytes":4096,"entries":2},"#,
-                    r#""processes":{"criu":"4.1.1","cgroup":"vsos/web1","cpu":["avx","sse"],"vsinit":"cd"}}}"#
+                    r#""processes":{"criu":"4.1.1","cgroup":"vsos/web1","cpu":["avx","sse"]},"#,
+                    r#""is_postcopy":false,"template":{"bytes":8192,"entries":3}}}"#
                 ),
             ),
-            (Message::Checked(vec![problem.clone()]), r#"{"checked":[{"exit":43,"message":"there","hint":null}]}"#),
+            (
+                Message::Checked(Checked { problems: vec![problem.clone()], wants_template: true }),
+                concat!(
+                    r#"{"checked":{"problems":[{"exit":43,"message":"there","hint":null,"is_of_processes":false}],"#,
+                    r#""wants_template":true}}"#
+                ),
+            ),
+            (Message::Template("busybox".parse().unwrap()), r#"{"template":"busybox"}"#),
+            (Message::SendTemplate, r#""send-template""#),
+            (Message::TemplateArrived, r#""template-arrived""#),
             (Message::Prepare, r#""prepare""#),
             (Message::Ready, r#""ready""#),
             (Message::Files, r#""files""#),
             (Message::Changes, r#""changes""#),
             (Message::Arrived, r#""arrived""#),
             (Message::Whole, r#""whole""#),
-            (Message::End(Sum { bytes: 3, sha256: "ab".into() }), r#"{"end":{"bytes":3,"sha256":"ab"}}"#),
+            (Message::End(Sum { bytes: 3, xxh3: "ab".into() }), r#"{"end":{"bytes":3,"xxh3":"ab"}}"#),
             (Message::Prepared, r#""prepared""#),
             (Message::Restore(deal()), r#"{"restore":{"name":"web1","uuid":"u","transaction":"t"}}"#),
+            (Message::RestoreThin(deal()), r#"{"restore-thin":{"name":"web1","uuid":"u","transaction":"t"}}"#),
             (Message::Restored, r#""restored""#),
+            (Message::Spent, r#""spent""#),
             (Message::Commit(deal()), r#"{"commit":{"name":"web1","uuid":"u","transaction":"t"}}"#),
             (Message::Committed, r#""committed""#),
             (Message::Start, r#""start""#),
             (Message::Started, r#""started""#),
+            (Message::PagesArrived, r#""pages-arrived""#),
             (Message::Abort(deal()), r#"{"abort":{"name":"web1","uuid":"u","transaction":"t"}}"#),
             (Message::Aborted, r#""aborted""#),
-            (Message::Failed(problem), r#"{"failed":{"exit":43,"message":"there","hint":null}}"#),
+            (
+                Message::Failed(problem),
+                r#"{"failed":{"exit":43,"message":"there","hint":null,"is_of_processes":false}}"#,
+            ),
         ]
     }
 
@@ -536,9 +605,11 @@ mod tests {
     fn frames_have_their_agreed_bytes() {
         let mut channel = Channel::new(io::empty(), Vec::new());
         channel.send(&Message::Ready).unwrap();
+        write_frame(&mut *channel.to.lock().unwrap(), ALIVE, &[]).unwrap();
         channel.send_data(b"abc").unwrap();
-        assert_eq!(channel.to, b"\0\0\0\x07\x01\"ready\"\0\0\0\x03\x02abc");
-        let mut back = Channel::new(&channel.to[..], io::sink());
+        assert_eq!(*channel.to.lock().unwrap(), b"\0\0\0\x07\x01\"ready\"\0\0\0\0\x03\0\0\0\x03\x02abc");
+        let sent = channel.to.lock().unwrap();
+        let mut back = Channel::new(&sent[..], io::sink());
         assert_eq!(back.frame_in().unwrap(), Frame::Message(Message::Ready));
         assert_eq!(back.frame_in().unwrap(), Frame::Data(b"abc".to_vec()));
         assert!(back.frame_in().unwrap_err().is::<Lost>());
@@ -551,7 +622,7 @@ mod tests {
         let sum = send_bulk(&mut channel, &mut &content[..], &mut |bytes| last = bytes).unwrap();
         assert_eq!((sum.bytes, last), (content.len() as u64, content.len() as u64));
         channel.send(&Message::End(sum)).unwrap();
-        channel.to
+        channel.to.lock().unwrap().clone()
     }
 
     fn arrived(bytes: &[u8]) -> Result<Vec<u8>, io::Error> {
@@ -575,11 +646,11 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_and_what_else_it_says_passed_over() {
-        let text = r#"{"hello":{"protocol":3,"version":"9.0","host":"b","more":[1]}}"#;
+        let text = r#"{"hello":{"protocol":99,"version":"9.0","host":"b","more":[1]}}"#;
         let Message::Hello(hello) = serde_json::from_str(text).unwrap() else { panic!("no hello") };
         let error = hello.check().unwrap_err();
         assert_eq!(failure::exit_of(&error), Exit::Unsupported);
-        assert!(error.to_string().contains("vsctl 9.0") && error.to_string().contains("version 3"), "{error}");
+        assert!(error.to_string().contains("vsctl 9.0") && error.to_string().contains("version 99"), "{error}");
     }
 
     #[test]

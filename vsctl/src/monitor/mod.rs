@@ -26,9 +26,11 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use crate::aside::{self, Found};
+use crate::criu::pages;
 use crate::events;
 use crate::lifecycle::boot::OWN_INIT;
 use crate::lifecycle::calls::{self, Calls};
+use crate::lifecycle::gate::is_settled;
 use crate::lifecycle::{self, facilities, start, state, stop};
 use crate::name::Name;
 use crate::site::Site;
@@ -45,11 +47,15 @@ pub use request::{Handed, hand_over, keep};
 /// The hidden verb by which `vsctl` executes itself as a monitor.
 pub const VERB: &str = "monitor";
 
-/// The label of the one descriptor that an adopter may get.
+/// The labels of the descriptors that an adopter may get: the monitor's lock, and those of a [lifeline](Running::lifeline).
 const ADOPTERS_LOCK: &str = "adopt-lock";
+const LIFELINE: &str = "lifeline";
 
 /// How many datagrams of a guest are heard in a row.
 const DATAGRAMS_AT_ONCE: usize = 64;
+
+/// How long who has received a server may take to say why it has ended.
+const LAST_WORD_MS: u16 = 2000;
 
 /// After this long without an event, memory that is not in use goes back to the kernel.
 const REST_MS: u16 = 100;
@@ -71,6 +77,8 @@ pub struct Running {
     pub keeper: Option<PidFd>,
     /// The calls of its filter, and of those who joined.
     pub calls: Vec<Calls>,
+    /// Of a server whose memory is on its way: its [`Lifeline`](lifecycle::gate::Lifeline), and what keeps alive who brings it.
+    pub lifeline: Vec<OwnedFd>,
 }
 
 fn socket_file(site: &Site, name: &Name) -> PathBuf {
@@ -164,14 +172,15 @@ fn environment() -> Vec<CString> {
     kept.chain([process::SPARING.to_owned()]).collect()
 }
 
-/// Executes this program anew as a monitor that finds its server as it is, and has its lock already if there is `lock`. Returns only when
-/// it cannot.
-pub fn become_adopter(name: &Name, lock: Option<&OwnedFd>) -> anyhow::Error {
+/// Executes this program anew as a monitor that finds its server as it is, and has its lock already if there is `lock`, and what of a
+/// `lifeline` there is. Returns only when it cannot.
+pub fn become_adopter(name: &Name, lock: Option<&OwnedFd>, lifeline: &[OwnedFd]) -> anyhow::Error {
     let program = || -> Result<std::convert::Infallible> {
         let mut arguments = vec![c"vsctl".to_owned(), CString::new(VERB)?, CString::new(name.as_str())?];
-        if let Some(lock) = lock {
-            process::keep_across_exec(lock)?;
-            arguments.push(CString::new(format!("{ADOPTERS_LOCK}={}", lock.as_raw_fd()))?);
+        let lock = lock.into_iter().map(|fd| (ADOPTERS_LOCK, fd));
+        for (label, fd) in lock.chain(lifeline.iter().map(|fd| (LIFELINE, fd))) {
+            process::keep_across_exec(fd)?;
+            arguments.push(CString::new(format!("{label}={}", fd.as_raw_fd()))?);
         }
         Err(process::exec_path(&own_program()?, &arguments, &environment()).into())
     };
@@ -187,7 +196,7 @@ pub fn adopt(site: &Site, name: &Name) -> Result<()> {
     match process::fork(&facilities::beside(site, &Hierarchies::detect()?)?)? {
         process::Fork::Parent { .. } => Ok(()),
         process::Fork::Child => {
-            let error = process::new_session().map_or_else(Into::into, |()| become_adopter(name, None));
+            let error = process::new_session().map_or_else(Into::into, |()| become_adopter(name, None, &[]));
             eprintln!("vsctl: monitor of '{name}': {error:#}");
             std::process::exit(1)
         }
@@ -208,10 +217,10 @@ pub fn main(arguments: &[String]) -> Result<i32> {
     quiet()?;
     let running = match descriptors {
         [] => find(&site, &name, lock(&site, &name)?)?,
-        [only] if only.starts_with(ADOPTERS_LOCK) => {
-            let number = only.split_once('=').and_then(|(_, number)| number.parse().ok());
-            let number = number.with_context(|| format!("'{only}' is no descriptor"))?;
-            find(&site, &name, process::adopt_descriptor(number)?)?
+        [first, rest @ ..] if first.starts_with(ADOPTERS_LOCK) => {
+            let lock = labelled(first)?.1;
+            let lifeline = rest.iter().map(|text| labelled(text).map(|(_, fd)| fd)).collect::<Result<_>>()?;
+            Running { lifeline, ..find(&site, &name, lock)? }
         }
         _ => inherited(&site, &name, descriptors)?,
     };
@@ -227,15 +236,30 @@ fn quiet() -> Result<()> {
     std::env::set_current_dir("/").context("go to /")
 }
 
+/// A descriptor that was handed on, and what it is.
+fn labelled(text: &str) -> Result<(&str, OwnedFd)> {
+    let no_descriptor = || format!("'{text}' is no descriptor");
+    let (label, number) = text.split_once('=').with_context(no_descriptor)?;
+    let number: RawFd = number.parse().with_context(no_descriptor)?;
+    Ok((label, process::adopt_descriptor(number)?))
+}
+
 fn inherited(site: &Site, name: &Name, descriptors: &[String]) -> Result<Running> {
     let (status, pidfd) = init_of(site, name)?;
     let (consoles, calls) = (Vec::new(), Vec::new());
-    let mut running = Running { pid: status.pid, pidfd, consoles, notify: None, lock: None, keeper: None, calls };
+    let mut running = Running {
+        pid: status.pid,
+        pidfd,
+        consoles,
+        notify: None,
+        lock: None,
+        keeper: None,
+        calls,
+        lifeline: Vec::new(),
+    };
     let mut listener = None;
     for text in descriptors {
-        let (label, number) = text.split_once('=').with_context(|| format!("'{text}' is no descriptor"))?;
-        let number: RawFd = number.parse().with_context(|| format!("'{text}' is no descriptor"))?;
-        let fd = process::adopt_descriptor(number)?;
+        let (label, fd) = labelled(text)?;
         match label {
             "pidfd" => running.pidfd = PidFd::from(fd),
             "console" => running.consoles.push(fd),
@@ -266,7 +290,7 @@ fn find(site: &Site, name: &Name, lock: OwnedFd) -> Result<Running> {
     });
     let notify = consoles.pop();
     let calls = calls_of(site, &status);
-    Ok(Running { pid: status.pid, pidfd, consoles, notify, lock, keeper: None, calls })
+    Ok(Running { pid: status.pid, pidfd, consoles, notify, lock, keeper: None, calls, lifeline: Vec::new() })
 }
 
 /// The calls that `lxcfs-fuse` keeps for the server.
@@ -328,6 +352,8 @@ enum End {
     Reboot,
     /// Power off, halt, a crash, or somebody's SIGKILL.
     Stop,
+    /// Its memory was on its way, and did not come: the monitor itself has ended it.
+    Lost,
 }
 
 /// Watches over a server until it has ended for good; returns the exit code of the monitor.
@@ -335,7 +361,8 @@ pub fn watch(site: &Site, name: &Name, mut running: Running) -> i32 {
     loop {
         let calls = std::mem::take(&mut running.calls);
         let healing = Healing::new(site, name, running.keeper.take());
-        let end = match Watch::begin(site, name, &running, calls, healing).and_then(Watch::run) {
+        let lifeline = std::mem::take(&mut running.lifeline);
+        let end = match Watch::begin(site, name, &running, calls, healing, lifeline).and_then(Watch::run) {
             Ok(Some(end)) => end,
             // Whoever stops the server takes it back.
             Ok(None) => return 0,
@@ -368,9 +395,10 @@ fn after(site: &Site, name: &Name, end: End) -> Result<Option<Running>> {
         return Ok(None);
     }
     stop::recover(site, name)?;
-    events::note(site, name, events::Kind::Stopped);
+    let why = (end == End::Lost).then(|| "its memory did not come from the other host".to_owned());
+    events::note_with(site, name, events::Kind::Stopped, why);
     match end {
-        End::Stop => Ok(None),
+        End::Stop | End::Lost => Ok(None),
         End::Reboot => start::again(site, name).map(Some),
     }
 }
@@ -394,6 +422,8 @@ struct Watch<'a> {
     announced: End,
     /// Whether nothing has happened since memory was given back.
     rested: bool,
+    /// See [`Running::lifeline`]; empty as soon as it does not matter any more.
+    lifeline: Vec<OwnedFd>,
 }
 
 impl<'a> Watch<'a> {
@@ -403,6 +433,7 @@ impl<'a> Watch<'a> {
         running: &'a Running,
         calls: Vec<Calls>,
         healing: Healing<'a>,
+        lifeline: Vec<OwnedFd>,
     ) -> Result<Self> {
         // Before the rest: somebody inside may wait for it.
         let status = state::status(site, name)?;
@@ -439,6 +470,7 @@ impl<'a> Watch<'a> {
             stoppers,
             rested: false,
             announced: End::Stop,
+            lifeline,
         };
         watch.keep_consoles();
         Ok(watch)
@@ -482,6 +514,9 @@ impl<'a> Watch<'a> {
                     }
                 }
             }
+            if self.lifeline.first().is_some_and(|end| ready.contains(&end.as_raw_fd())) {
+                self.hear_lifeline();
+            }
             if ready.contains(&self.running.pidfd.as_fd().as_raw_fd()) {
                 // Its last words may be younger than the look at what is ready.
                 self.hear_notify();
@@ -489,6 +524,26 @@ impl<'a> Watch<'a> {
                 return Ok(if self.stoppers.is_empty() { Some(self.end()) } else { None });
             }
         }
+    }
+
+    /// Ends the server when its memory will not come. Before anybody else may: without who brings it, what is missing is zeros.
+    fn hear_lifeline(&mut self) {
+        if self.lifeline.first().is_none_or(is_settled) {
+            self.lifeline.clear();
+            let _ = fs::remove_file(state::arriving_file(self.site, self.name));
+            if self.running.notify.is_none() {
+                // Its init could not answer in time, as long as its own memory was on its way.
+                let error = become_adopter(self.name, self.running.lock.as_ref(), &[]);
+                log::error!("the monitor of '{}' goes on as it is: {error:#}", self.name);
+            }
+            return;
+        }
+        // Held until all of it has ended: what runs on without it has lost its memory.
+        self.announced = End::Lost;
+        if let Err(error) = lifecycle::stop::end_at_once(self.site, self.name) {
+            log::error!("the monitor of '{}': {error:#}", self.name);
+        }
+        pages::clear(&self.site.server(self.name));
     }
 
     fn notify_number(&self) -> RawFd {
@@ -501,6 +556,8 @@ impl<'a> Watch<'a> {
             PollFd::new(self.running.pidfd.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
         ];
+        let lifeline = self.lifeline.first().filter(|_| self.announced != End::Lost);
+        polled.extend(lifeline.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
         polled.extend(self.running.notify.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
         let sockets = self.callers.iter().chain(&self.stoppers);
         polled.extend(sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
@@ -573,10 +630,23 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// Whether it was ended because its memory does not come: by us, or by who has received it and says so now.
+    fn is_lost(&self) -> bool {
+        let Some(end) = self.lifeline.first().filter(|_| self.announced != End::Lost) else {
+            return self.announced == End::Lost;
+        };
+        let limit = PollTimeout::from(LAST_WORD_MS);
+        let is_told = nix::poll::poll(&mut [PollFd::new(end.as_fd(), PollFlags::POLLIN)], limit);
+        is_told.is_ok_and(|count| count > 0) && !is_settled(end)
+    }
+
     /// Why init ended. An adopted one is not our child: while it is a zombie its /proc tells, newer kernels (6.15) tell
     /// through the pidfd when it has been reaped, and for older ones remains what the guest had announced.
     fn end(&self) -> End {
         use std::os::unix::process::ExitStatusExt;
+        if self.is_lost() {
+            return End::Lost;
+        }
         let pidfd = &self.running.pidfd;
         let zombie = || process::stat(self.running.pid).ok().filter(|found| found.has_ended).map(|found| found.status);
         let status = pidfd.reap().ok().or_else(zombie).or_else(|| pidfd.exit_status().ok().flatten());

@@ -6,7 +6,7 @@
 //!     NAME/template.toml             the definition (definition.rs)
 //!     NAME/record.toml               what was made of it, with a digest (record.rs)
 //!     NAME/root/                     the tree, never written again
-//!     .new-NAME/                     a build or import under way; renamed to NAME at its end
+//!     .new-NAME/                     a build, an import or what comes from another host; renamed to NAME at its end
 //!     .gone-NAME/                    a template that is being removed
 //!     .lock                          held by whoever builds, imports or removes
 //! ```
@@ -22,6 +22,7 @@ pub mod edit;
 pub mod family;
 pub mod host_keys;
 mod import;
+mod incoming;
 mod mmdebstrap;
 pub mod password;
 pub mod personalise;
@@ -54,6 +55,7 @@ use stage::Stage;
 
 pub use copy::copy_tree;
 pub use definition::{Init, buildable};
+pub use incoming::Incoming;
 pub use remove::remove_tree;
 pub use unpack::{Content, Members, listen, pack_stream, unpack_stream};
 
@@ -153,6 +155,11 @@ impl Templates {
             Err(_) => "`vsctl template list` shows those that there are".to_owned(),
         };
         Failure::new(Exit::NoTemplate, format!("there is no template '{name}'")).hint(hint).into()
+    }
+
+    /// What has the name of the template `name` here, be it one or not.
+    pub fn stray(&self, name: &Name) -> Option<PathBuf> {
+        Some(self.directory.join(name.as_str())).filter(|path| path.symlink_metadata().is_ok())
     }
 
     /// The template `name`, kept from being removed: for the time in which a server of it is made, until the server's

@@ -2,7 +2,10 @@
 
 use std::fs;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kernel::lock::Flock;
@@ -18,6 +21,10 @@ use crate::name::Name;
 
 /// Names that cannot be a template's, so that what an interrupted command left is known by its name.
 const UNFINISHED: [&str; 2] = [".new-", ".gone-"];
+
+/// How long a program may go on writing whose command was killed, and how often it is looked whether it does.
+const WRITERS_END: Duration = Duration::from_secs(5);
+const WRITERS_MOMENT: Duration = Duration::from_millis(20);
 
 /// A build or an import under way. Dropping it removes what it made.
 pub struct Stage<'a> {
@@ -64,27 +71,64 @@ pub fn lock(templates: &Path, progress: &mut dyn Progress) -> Result<Flock> {
     Ok(lock)
 }
 
+/// The directory of all templates, where there was none.
+fn make_place(templates: &Path) -> Result<()> {
+    if templates.is_dir() {
+        return Ok(());
+    }
+    let state = templates.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(state).with_context(|| format!("make directory {}", state.display()))?;
+    make_directory(templates, 0o700)
+}
+
 fn sweep(templates: &Path) -> Result<()> {
     for entry in fs::read_dir(templates).with_context(|| format!("list {}", templates.display()))? {
         let entry = entry.with_context(|| format!("list {}", templates.display()))?;
         let name = entry.file_name();
         if UNFINISHED.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
-            let path = entry.path();
-            remove_tree(&path).context("cannot remove what an interrupted build left")?;
+            remove_left(&entry.path()).context("cannot remove what an interrupted build left")?;
         }
     }
     Ok(())
 }
 
+/// Removes it also while a program of a killed command still writes there: that ends with its input.
+fn remove_left(path: &Path) -> Result<()> {
+    let end = Instant::now() + WRITERS_END;
+    loop {
+        let removed = remove_tree(path);
+        let is_written = |error: &io::Error| error.kind() == io::ErrorKind::DirectoryNotEmpty;
+        match &removed {
+            Err(error) if error.downcast_ref().is_some_and(is_written) && Instant::now() < end => {
+                thread::sleep(WRITERS_MOMENT);
+            }
+            _ => return removed,
+        }
+    }
+}
+
 impl<'a> Stage<'a> {
     /// Begins the template `name` with an empty root.
     pub fn begin(templates: &Path, name: &Name, progress: &'a mut dyn Progress) -> Result<Self> {
-        if !templates.is_dir() {
-            let state = templates.parent().unwrap_or(Path::new("/"));
-            fs::create_dir_all(state).with_context(|| format!("make directory {}", state.display()))?;
-            make_directory(templates, 0o700)?;
-        }
+        make_place(templates)?;
         let lock = lock(templates, progress)?;
+        Self::begin_held(templates, name, lock, progress)
+    }
+
+    /// The same, where `lock` says how long another command is waited for.
+    pub fn begin_soon(
+        templates: &Path,
+        name: &Name,
+        lock: impl FnOnce(&Path) -> Result<Flock>,
+        progress: &'a mut dyn Progress,
+    ) -> Result<Self> {
+        make_place(templates)?;
+        let lock = lock(&templates.join(".lock"))?;
+        sweep(templates)?;
+        Self::begin_held(templates, name, lock, progress)
+    }
+
+    fn begin_held(templates: &Path, name: &Name, lock: Flock, progress: &'a mut dyn Progress) -> Result<Self> {
         if templates.join(name.as_str()).symlink_metadata().is_ok() {
             return Err(Failure::new(Exit::Exists, format!("there is a template '{name}' already"))
                 .hint(format!("`vsctl template remove {name}` makes room for a new one"))
@@ -138,8 +182,13 @@ impl<'a> Stage<'a> {
         }
         let distribution = Distribution::detect(&root)?;
         let record = Record::of(survey, origin, distribution, std::mem::take(&mut self.progress.warnings));
+        self.become_template(text, &record)
+    }
+
+    /// Makes the root the template as it is.
+    pub fn become_template(&mut self, text: &str, record: &Record) -> Result<()> {
         kernel::file::write_atomic(&self.directory.join("template.toml"), text.as_bytes())?;
-        let record = toml::to_string(&record).context("write record.toml")?;
+        let record = toml::to_string(record).context("write record.toml")?;
         kernel::file::write_atomic(&self.directory.join("record.toml"), record.as_bytes())?;
         self.publish()
     }
@@ -194,4 +243,29 @@ fn is_ordinary(path: &Path) -> bool {
     const NAMES: &[&str] = &["null", "zero", "full", "random", "urandom", "console", "ptmx"];
     let name = path.strip_prefix("dev").ok().and_then(Path::to_str);
     name.is_some_and(|name| NAMES.contains(&name) || name.starts_with("tty"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_still_written_to_is_removed_when_that_ends() {
+        let root = tempfile::tempdir().unwrap();
+        let left = root.path().join(".new-busybox");
+        fs::create_dir(&left).unwrap();
+        let place = left.clone();
+        let writer = thread::spawn(move || {
+            let end = Instant::now() + Duration::from_millis(300);
+            for number in 0.. {
+                if fs::write(place.join(number.to_string()), "").is_err() || Instant::now() > end {
+                    return number;
+                }
+            }
+            0
+        });
+        while fs::read_dir(&left).unwrap().count() < 10 {}
+        remove_left(&left).unwrap();
+        assert!(writer.join().unwrap() > 10 && !left.exists());
+    }
 }
