@@ -32,7 +32,7 @@ fishdir     := $(PREFIX)/share/fish/vendor_completions.d
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup programs demo demo-clean check format lint unit docs test system fresh lab lab-shell lab-parts bench install clean
+.PHONY: help setup programs demo demo-clean check format lint unit docs test system fresh lab lab-shell lab-parts bench bench-lab install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,13 +97,13 @@ fresh: ## prove the README in clean Debian roots: its first command must end wit
 	@tests/setup.sh run test
 	@for suite in $(FRESH); do tests/fresh.sh $$suite || exit 1; done
 
-# The system tests as one static program: it runs in hosts with another C library.
+# The system tests as one static program: it runs in hosts with another C library, and goes into servers.
 TESTS       = $(TARGET)/lab/system
 
 lab-parts: setup programs
 	@mkdir -p $(TARGET)/lab
 	@# cargo says where the binary is, and names the programs of the package too; renamed into place, because another lab may be reading the old one.
-	@built=$$($(CARGO) rustc --quiet -p system-tests --test system --message-format=json -- $(STATIC) | \
+	@built=$$($(CARGO) rustc --quiet -p system-tests --test system --message-format=json -- $(STATIC) -C strip=debuginfo | \
 		sed -n '/"kind":\["test"\]/s/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1) && test -n "$$built" && \
 		cp -f "$$built" $(TESTS).new && mv -f $(TESTS).new $(TESTS)
 
@@ -112,6 +112,11 @@ lab: lab-parts ## the system tests in virtual machines with Debian's kernels (ro
 
 lab-shell: lab-parts ## a shell in a host of the lab, with this tree's programs: HOST=debian-13
 	$(CARGO) run --quiet -p system-tests --bin vsos-lab -- shell $(HOST) --tests $(TESTS)
+
+bench-lab: lab-parts ## measure suspend, resume and migration between two virtual machines; writes into docs/checkpoint.md (root); T=part-of-a-server
+	$(LINK) --profile init -p lab-load --bin lab-load -- $(STATIC)
+	$(CARGO) run --quiet -p system-tests --bin vsos-lab -- measure --filter '$(T)' --tests $(TESTS) \
+		--load $(TARGET)/init/lab-load $(if $(T),,--write docs/checkpoint.md)
 
 bench: ## measure side by side with the installed peers; writes docs/benchmarks.md (root); N=servers
 	@tests/setup.sh run build bench

@@ -13,7 +13,7 @@ use rustix::{
     process::Pid,
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
 };
-use system_tests::command::Invocation;
+use system_tests::{command::Invocation, sample::Sample};
 
 use crate::{
     Options, floor,
@@ -24,7 +24,6 @@ use crate::{
     ours::Ours,
     reader::{FILES, READER},
     report::{Report, Row},
-    sample::Sample,
 };
 
 /// The memory that the server has, in KiB (`ours::MEMORY`).

@@ -19,11 +19,11 @@ mod once;
 mod ours;
 mod reader;
 mod report;
-mod sample;
 
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, bail};
+use system_tests::sample::Sample;
 
 use crate::{
     incus::Incus,
@@ -31,7 +31,6 @@ use crate::{
     lxc::Lxc,
     ours::Ours,
     report::{Report, Row},
-    sample::Sample,
 };
 
 /// How often many servers are started at once.

@@ -4,9 +4,9 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use system_tests::command::Invocation;
+use system_tests::{command::Invocation, sample::Sample};
 
-use crate::{interrupt::Interrupt, ours::Ours, report::Report, sample::Sample};
+use crate::{interrupt::Interrupt, ours::Ours, report::Report};
 
 /// Measures those that are installed.
 pub fn measure(ours: &Ours, rounds: usize, interrupt: &Interrupt, report: &mut Report) -> Result<()> {

@@ -3,9 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use system_tests::command::Invocation;
-
-use crate::sample::Sample;
+use system_tests::{command::Invocation, sample::Sample};
 
 /// One line of the table.
 pub struct Row {

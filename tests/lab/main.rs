@@ -1,8 +1,9 @@
 //! The lab: keeps the promises in virtual machines with stock kernels and pure cgroup v2, and those that need more than
-//! one machine, or one whose power is cut. `make lab` and `make lab-shell` call it; docs/lab.md tells about it.
+//! one machine, or one whose power is cut. `make lab`, `make lab-shell` and `make bench-lab` call it; docs/lab.md tells about it.
 
 #![forbid(unsafe_code)]
 
+mod measures;
 mod outcome;
 mod promises;
 mod run;
@@ -15,7 +16,7 @@ use system_tests::lab::{Payload, Workshop};
 
 /// What the command line asks for.
 struct Options {
-    /// `run` or `shell`.
+    /// `run`, `shell` or `measure`.
     action: String,
     /// The host of a shell.
     host: Option<String>,
@@ -25,6 +26,10 @@ struct Options {
     filter: String,
     /// The system-test binary.
     tests: PathBuf,
+    /// The program that makes servers work while they are measured.
+    load: Option<PathBuf>,
+    /// The document that measures are written into.
+    write: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -47,6 +52,7 @@ fn begin() -> Result<ExitCode> {
     let payload = Payload::pack(&workshop, &options.tests)?;
     match options.action.as_str() {
         "run" => run::run(&workshop, &payload, &options),
+        "measure" => measures::run(&workshop, &payload, &options),
         _ => shell::open(&workshop, &payload, &options),
     }
 }
@@ -54,8 +60,15 @@ fn begin() -> Result<ExitCode> {
 impl Options {
     fn parse(mut words: impl Iterator<Item = String>) -> Result<Self> {
         let action = words.next().unwrap_or_default();
-        let mut options =
-            Self { action: action.clone(), host: None, all: false, filter: String::new(), tests: PathBuf::new() };
+        let mut options = Self {
+            action: action.clone(),
+            host: None,
+            all: false,
+            filter: String::new(),
+            tests: PathBuf::new(),
+            load: None,
+            write: None,
+        };
         if action == "shell" {
             options.host = Some(words.next().context("say which host")?);
         }
@@ -65,10 +78,13 @@ impl Options {
                 "--all" => options.all = true,
                 "--filter" => options.filter = value()?,
                 "--tests" => options.tests = value()?.into(),
+                "--load" => options.load = Some(value()?.into()),
+                "--write" => options.write = Some(value()?.into()),
                 _ => bail!("unknown flag {word}"),
             }
         }
-        ensure!(["run", "shell"].contains(&action.as_str()), "say run or shell: `make lab` and `make lab-shell` do");
+        let known = ["run", "shell", "measure"].contains(&action.as_str());
+        ensure!(known, "say run, shell or measure: `make lab`, `make lab-shell` and `make bench-lab` do");
         ensure!(options.tests.is_file(), "the tests are missing: use make lab");
         Ok(options)
     }

@@ -16,32 +16,60 @@ pub enum Outcome {
     Skipped(String),
 }
 
-/// Outcomes by promise and host.
+/// Outcomes by promise and host, and what is to be said of the hosts themselves.
 #[derive(Debug, Default)]
-pub struct Outcomes(BTreeMap<String, BTreeMap<String, Outcome>>);
+pub struct Outcomes {
+    promises: BTreeMap<String, BTreeMap<String, Outcome>>,
+    remarks: Vec<String>,
+}
 
 impl Outcomes {
     /// Adds one.
     pub fn add(&mut self, promise: &str, host: &str, outcome: Outcome) {
-        self.0.entry(promise.to_owned()).or_default().insert(host.to_owned(), outcome);
+        self.promises.entry(promise.to_owned()).or_default().insert(host.to_owned(), outcome);
     }
 
     /// Whether a promise has an outcome on a host.
-    pub fn has(&self, promise: &str, host: &str) -> bool {
-        self.0.get(promise).is_some_and(|hosts| hosts.contains_key(host))
+    fn has(&self, promise: &str, host: &str) -> bool {
+        self.promises.get(promise).is_some_and(|hosts| hosts.contains_key(host))
     }
 
     /// Adds all of another.
     pub fn merge(&mut self, other: Self) {
-        for (promise, hosts) in other.0 {
-            self.0.entry(promise).or_default().extend(hosts);
+        for (promise, hosts) in other.promises {
+            self.promises.entry(promise).or_default().extend(hosts);
         }
+        self.remarks.extend(other.remarks);
+    }
+
+    /// Adds lines about a host, which the end of the run shows.
+    pub fn remark(&mut self, text: String) {
+        self.remarks.push(text);
+    }
+
+    /// Gives a reason to what failed on a host without one.
+    pub fn explain(&mut self, host: &str, why: &str) {
+        for outcome in self.promises.values_mut().filter_map(|hosts| hosts.get_mut(host)) {
+            if *outcome == Outcome::Failed(String::new()) {
+                *outcome = Outcome::Failed(why.to_owned());
+            }
+        }
+    }
+
+    /// All that was remarked.
+    pub fn remarks(&self) -> String {
+        self.remarks.concat()
+    }
+
+    /// Those of `promises` without an outcome on a host.
+    pub fn missing(&self, promises: &[String], host: &str) -> Vec<String> {
+        promises.iter().filter(|promise| !self.has(promise, host)).cloned().collect()
     }
 
     /// How many passed, failed and were skipped.
     pub fn count(&self) -> (usize, usize, usize) {
         let mut count = (0, 0, 0);
-        for outcome in self.0.values().flat_map(BTreeMap::values) {
+        for outcome in self.promises.values().flat_map(BTreeMap::values) {
             match outcome {
                 Outcome::Passed => count.0 += 1,
                 Outcome::Failed(_) => count.1 += 1,
@@ -54,7 +82,7 @@ impl Outcomes {
     /// What failed, where, and the first lines of why: to be read where only the end of a run is kept.
     pub fn failures(&self) -> String {
         let mut text = String::new();
-        for (promise, outcomes) in &self.0 {
+        for (promise, outcomes) in &self.promises {
             for (host, outcome) in outcomes {
                 let Outcome::Failed(reason) = outcome else { continue };
                 text.push_str(&format!("failed on {host}: {promise}\n"));
@@ -68,12 +96,12 @@ impl Outcomes {
 
     /// The table: a line per promise, a column per host, and below it why something was skipped.
     pub fn table(&self) -> String {
-        let hosts: BTreeSet<&str> = self.0.values().flat_map(|hosts| hosts.keys().map(String::as_str)).collect();
-        let width = self.0.keys().map(String::len).max().unwrap_or(0).max("promise".len());
+        let hosts: BTreeSet<&str> = self.promises.values().flat_map(|hosts| hosts.keys().map(String::as_str)).collect();
+        let width = self.promises.keys().map(String::len).max().unwrap_or(0).max("promise".len());
         let mut text = format!("{:width$}", "promise");
         hosts.iter().for_each(|host| text.push_str(&format!("  {host}")));
         let mut reasons = BTreeMap::<&str, usize>::new();
-        for (promise, outcomes) in &self.0 {
+        for (promise, outcomes) in &self.promises {
             text.push_str(&format!("\n{promise:width$}"));
             for host in &hosts {
                 let word = match outcomes.get(*host) {
@@ -157,7 +185,23 @@ stops    -          skipped
 skipped, 1 times: no tree";
         assert_eq!(outcomes.table(), expected);
         assert_eq!(outcomes.count(), (1, 1, 1));
+        assert_eq!(outcomes.missing(&["starts".into(), "stops".into()], "debian-12"), ["stops"]);
         assert_eq!(outcomes.failures(), "failed on debian-13: starts\n    no room\n    for it\n");
+    }
+
+    #[test]
+    fn what_is_remarked_of_hosts_outlives_the_merge() {
+        let (mut all, mut of_host) = (Outcomes::default(), Outcomes::default());
+        of_host.add("starts", "debian-12", Outcome::Passed);
+        of_host.add("stops", "debian-12", Outcome::Failed(String::new()));
+        of_host.add("ends", "debian-12", Outcome::Failed("no room".into()));
+        of_host.explain("debian-12", "it hung");
+        of_host.remark("debian-12 hung\n".into());
+        all.merge(of_host);
+        assert_eq!(all.remarks(), "debian-12 hung\n");
+        assert_eq!(all.count(), (1, 2, 0));
+        let failures = "failed on debian-12: ends\n    no room\nfailed on debian-12: stops\n    it hung\n";
+        assert_eq!(all.failures(), failures);
     }
 
     #[test]

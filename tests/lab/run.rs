@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 use system_tests::{
-    command::Invocation,
+    command::{Invocation, repeated},
     lab::{Definition, Host, Image, Payload, Workshop, definition, image::TEMPLATES_IN_HOST, payload},
 };
 
@@ -22,6 +22,8 @@ const TESTS_LIMIT: Duration = Duration::from_secs(3300);
 const ALL_TESTS_LIMIT: Duration = Duration::from_secs(4 * 3600);
 /// How much slower than a real processor an emulated one may be.
 const PATIENCE: &str = "8";
+/// With all hosts and tests: 50 suspends in a row, 20 migrations.
+const ALL_REPEATS: u32 = 5;
 
 /// Runs it, and prints the table and the closing line.
 pub fn run(workshop: &Workshop, payload: &Payload, options: &Options) -> Result<ExitCode> {
@@ -50,13 +52,18 @@ pub fn run(workshop: &Workshop, payload: &Payload, options: &Options) -> Result<
         }
         Ok(())
     })?;
-    outcomes.merge(promises::keep(workshop, payload, &hosts, &images, &options.filter)?);
+    outcomes.merge(promises::keep(workshop, payload, &hosts, &images, &options.filter, repeats(options))?);
     let (passed, failed, skipped) = outcomes.count();
     println!("\n{}\n", outcomes.table());
-    print!("{}", outcomes.failures());
+    print!("{}{}", outcomes.failures(), outcomes.remarks());
     println!("lab: {} s on {} hosts", began.elapsed().as_secs(), hosts.len());
     println!("lab: {passed} passed, {failed} failed, {skipped} skipped");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// How much more often than usual promises do again what may leave something behind (`VSOS_TEST_REPEATS`).
+fn repeats(options: &Options) -> u32 {
+    if options.all { repeated(ALL_REPEATS) } else { repeated(1) }
 }
 
 /// The names of all system tests, from the test binary itself.
@@ -79,7 +86,8 @@ fn chosen(names: &[String], host: &Definition, options: &Options) -> Vec<String>
     names.iter().filter(wanted).cloned().collect()
 }
 
-/// Boots a host and keeps the system tests in it. An error is one of the lab itself.
+/// Boots a host and keeps the system tests in it. When its kernel hangs, another host is made in its place, once, for the
+/// promises that gave no result; the one under way is among them. An error is one of the lab itself.
 fn system_tests(
     workshop: &Workshop,
     definition: &Definition,
@@ -93,42 +101,82 @@ fn system_tests(
         return Ok(outcomes);
     }
     let name = &definition.name;
+    let end = Instant::now() + if options.all { ALL_TESTS_LIMIT } else { TESTS_LIMIT };
+    let boot = |place: &str| -> Result<Host> {
+        let began = Instant::now();
+        let host = Host::boot(workshop, definition, image, payload, place)?;
+        eprintln!("lab: {name} ({}) takes commands after {} s", host.kernel(), began.elapsed().as_secs());
+        Ok(host)
+    };
+    let mut host = boot(name)?;
+    let mut ended = keep_in(&host, names, repeats(options), end, &mut outcomes);
+    let left = outcomes.missing(names, name);
+    if let (Some(said), Some(first)) = (host.hang(), left.first()) {
+        let remark = format!("{name} hung in {first}, and was switched on again for {} promises\n{said}", left.len());
+        println!("{remark}");
+        outcomes.remark(remark);
+        outcomes.explain(name, "why was not said before its host hung");
+        // With a disk of its own: what a kernel leaves that stops anywhere is no host as users have them.
+        drop(host);
+        match boot(&format!("{name}-again")) {
+            Ok(again) => host = again,
+            Err(error) => {
+                fail(&left, name, &format!("it did not come up again: {error:#}"), &mut outcomes);
+                return Ok(outcomes);
+            }
+        }
+        ended = keep_in(&host, &left, repeats(options), end, &mut outcomes);
+    }
+    let missing = outcomes.missing(names, name);
+    if !missing.is_empty() {
+        let why = match host.hang() {
+            Some(said) => format!("its host hung again\n{said}"),
+            None => ended.err().map_or(String::new(), |error| error.to_string()),
+        };
+        println!("{}", host.serial());
+        fail(&missing, name, &why, &mut outcomes);
+    }
+    Ok(outcomes)
+}
+
+/// Keeps the promises `names` in a host, for as long as there is time and its kernel is at work. The error is why not all may have
+/// a result.
+fn keep_in(host: &Host, names: &[String], repeats: u32, end: Instant, outcomes: &mut Outcomes) -> Result<()> {
+    let name = host.name();
     let began = Instant::now();
-    let host = Host::boot(workshop, definition, image, payload, name)?;
-    eprintln!("lab: {name} ({}) takes commands after {} s", host.kernel(), began.elapsed().as_secs());
     let command = format!(
         "cd / && VSOS_PROGRAMS={} VSOS_TEST_TEMPLATES={TEMPLATES_IN_HOST} \
-         VSOS_TEST_PATIENCE={PATIENCE} VSOS_TEST_ONLY='{}' {} 2>&1",
+         VSOS_TEST_PATIENCE={PATIENCE} VSOS_TEST_REPEATS={} VSOS_TEST_ONLY='{}' {} 2>&1",
         payload::PROGRAMS_IN_HOST,
+        repeats,
         names.join(" "),
         payload::TESTS_IN_HOST
     );
-    let limit = if options.all { ALL_TESTS_LIMIT } else { TESTS_LIMIT };
-    let mut running = host.ssh(&command).limit(limit).spawn()?;
+    let mut running = host.ssh(&command).limit(end.saturating_duration_since(began)).spawn()?;
     let mut report = Vec::new();
-    let done = running.wait_with_lines(|line| match read_line(line) {
+    let read = |line: &str| match read_line(line) {
         Some((promise, outcome)) => {
             println!("{:6.1} {name}: {line}", began.elapsed().as_secs_f64());
             outcomes.add(promise, name, outcome);
         }
         None => report.push(line.to_owned()),
-    });
+    };
+    let done = running.wait_with_lines(read, || host.hang());
     for (promise, reason) in reasons(report.iter().map(String::as_str)) {
         // A test's own output may look like the title of another's.
         if names.iter().any(|chosen| chosen == promise) {
             outcomes.add(promise, name, Outcome::Failed(reason));
         }
     }
-    let missing: Vec<&String> = names.iter().filter(|promise| !outcomes.has(promise, name)).collect();
     let (_, failed, _) = outcomes.count();
-    if failed > 0 || !missing.is_empty() || done.is_err() {
+    if failed > 0 || done.is_err() || !outcomes.missing(names, name).is_empty() {
         report.iter().for_each(|line| println!("{name}| {line}"));
     }
-    if !missing.is_empty() {
-        let why = done.err().map_or(String::new(), |error| error.to_string());
-        println!("{name}: {} promises gave no result: {why}", missing.len());
-        println!("{}", host.serial());
-        missing.iter().for_each(|promise| outcomes.add(promise, name, Outcome::Failed(format!("no result: {why}"))));
-    }
-    Ok(outcomes)
+    done.map(drop)
+}
+
+/// Counts promises without a result as failed.
+fn fail(missing: &[String], host: &str, why: &str, outcomes: &mut Outcomes) {
+    println!("{host}: {} promises gave no result: {why}", missing.len());
+    missing.iter().for_each(|promise| outcomes.add(promise, host, Outcome::Failed(format!("no result: {why}"))));
 }

@@ -12,7 +12,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         OnceLock,
-        mpsc::{self, Receiver},
+        mpsc::{self, Receiver, RecvTimeoutError},
     },
     thread,
     time::{Duration, Instant},
@@ -36,6 +36,8 @@ pub const LIMIT: Duration = Duration::from_secs(90);
 pub const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// How long the output may stay open after the command has ended.
 const OUTPUT_GRACE: Duration = Duration::from_secs(5);
+/// After how long a silence whoever waits for lines looks whether there is hope.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// A command to run: program, arguments, environment, input and limit.
 #[derive(Clone, Debug)]
@@ -192,14 +194,29 @@ impl Background {
         Ok(Finished { command: self.command.clone(), code, stdout: output.stdout, stderr: output.stderr, took })
     }
 
-    /// Waits as [`wait`](Self::wait) does, and hands over each line of the standard output as it comes.
-    pub fn wait_with_lines(&mut self, mut each: impl FnMut(&str)) -> Result<Finished> {
+    /// Waits as [`wait`](Self::wait) does, and hands over each line of the standard output as it comes. `hopeless` is asked after
+    /// each second of silence: when it has a reason to wait no longer, the command is killed, and that is an error with the reason.
+    pub fn wait_with_lines(
+        &mut self,
+        mut each: impl FnMut(&str),
+        hopeless: impl Fn() -> Option<String>,
+    ) -> Result<Finished> {
         let end = self.started + self.limit;
         let mut bytes = Vec::new();
         let mut shown = 0;
-        // The end of the channel is the end of the output.
-        while let Ok(chunk) = self.stdout.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            bytes.extend(chunk);
+        loop {
+            match self.stdout.recv_timeout(end.saturating_duration_since(Instant::now()).min(SILENCE)) {
+                Ok(chunk) => bytes.extend(chunk),
+                // The end of the channel is the end of the output.
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= end => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Some(reason) = hopeless() {
+                        self.kill();
+                        bail!("{} was waited for no longer\n{reason}", self.command);
+                    }
+                }
+            }
             while let Some(length) = bytes[shown..].iter().position(|byte| *byte == b'\n') {
                 each(&String::from_utf8_lossy(&bytes[shown..shown + length]));
                 shown += length + 1;
@@ -350,8 +367,8 @@ fn gather(chunks: &Receiver<Chunk>, end: Instant) -> (Vec<u8>, bool) {
     loop {
         match chunks.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(chunk) => bytes.extend(chunk),
-            Err(mpsc::RecvTimeoutError::Disconnected) => return (bytes, true),
-            Err(mpsc::RecvTimeoutError::Timeout) => return (bytes, false),
+            Err(RecvTimeoutError::Disconnected) => return (bytes, true),
+            Err(RecvTimeoutError::Timeout) => return (bytes, false),
         }
     }
 }
@@ -366,6 +383,16 @@ pub fn patient(limit: Duration) -> Duration {
         factor.unwrap_or(1)
     });
     limit.saturating_mul(*factor)
+}
+
+/// How often a promise does again what may leave something behind: `times`, and a multiple of that where `VSOS_TEST_REPEATS`, a factor,
+/// says that there is time for it.
+pub fn repeated(times: u32) -> u32 {
+    let factor = std::env::var_os("VSOS_TEST_REPEATS").map_or(1, |text| {
+        // Counted as 1, it would prove less than whoever set it believes.
+        text.to_str().and_then(|text| text.parse().ok()).expect("VSOS_TEST_REPEATS is a number, such as 5")
+    });
+    times.saturating_mul(factor)
 }
 
 /// Ends a process with SIGKILL.
@@ -404,6 +431,25 @@ mod tests {
     fn a_command_that_hangs_is_an_error_with_its_output() {
         let error = shell("echo before; sleep 60").limit(Duration::from_millis(300)).run().unwrap_err();
         assert!(error.to_string().contains("hung") && error.to_string().contains("before"), "{error}");
+    }
+
+    #[test]
+    fn what_a_serial_log_says_ends_the_wait_for_lines() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("serial");
+        let hang = || crate::lab::serial::hang(&std::fs::read_to_string(&log).unwrap_or_default());
+        // It writes the log itself, and then hangs; a processor that is stuck for a moment is no reason.
+        let says = |seconds: u32| format!("echo 'soft lockup - CPU#0 stuck for {seconds}s! [nft:1]' >>serial;");
+        let script = format!("echo one; {} sleep 2; echo two; sleep 0.4; {} sleep 60; echo three", says(23), says(133));
+        let mut lines = Vec::new();
+        let mut running = shell(&script).directory(directory.path()).spawn().unwrap();
+        let error = running.wait_with_lines(|line| lines.push(line.to_owned()), hang).unwrap_err();
+        assert!(error.to_string().contains("stuck for 133s"), "{error}");
+        assert_eq!(lines, ["one", "two"]);
+        assert!(!running.is_running());
+        // Without a word, it is waited for.
+        let mut running = shell("echo one; sleep 2; echo two").spawn().unwrap();
+        assert_eq!(running.wait_with_lines(|_| (), || None).unwrap().text(), "one\ntwo");
     }
 
     #[test]

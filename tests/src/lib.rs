@@ -11,12 +11,15 @@
 
 pub mod ability;
 pub mod command;
+pub mod dialogue;
 pub mod host;
 pub mod lab;
 pub mod outside;
 pub mod promise;
+pub mod sample;
 pub mod server;
 pub mod site;
 pub mod stranger;
+pub mod survivor;
 pub mod tarball;
 pub mod terminal;

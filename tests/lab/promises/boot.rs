@@ -86,6 +86,11 @@ pub fn another_kernel_boots_the_same_servers(lab: &Lab<'_>) -> Result<()> {
 const COUNT: &str = "setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i >/run/new; mv /run/new /run/count; sleep 0.1; done' \
                      >/dev/null 2>&1 </dev/null &";
 
+/// The same outside any server, with a number that nobody has after a boot.
+const TREE: &str = "echo 20000 >/proc/sys/kernel/ns_last_pid; \
+                    setsid vsctl checkpoint run --output /root/said --pid-file /root/job.pid -- \
+                    sh -c 'i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done' >/dev/null 2>&1 </dev/null &";
+
 /// A server of `host` that counts, and goes to the disk when the host is shut down.
 fn counts(host: &Host) -> Result<()> {
     host.sh("mkdir -p /etc/vsos && echo 'stop_mode = \"suspend\"' >/etc/vsos/vsos.toml")?;
@@ -120,11 +125,19 @@ pub fn a_suspended_server_outlives_the_boot_of_its_host(lab: &Lab<'_>) -> Result
     host.sh("vsctl create web2 --template busybox --start")?;
     host.sh("systemctl enable --now vsos")?;
     eventually("a hundred", LIMIT, || counted(&host).ok().filter(|count| *count > 100))?;
-    let before = counted(&host)?;
+    host.sh(TREE)?;
+    let said = || -> Result<u64> { Ok(host.sh("tail -n 1 /root/said")?.trim().parse()?) };
+    eventually("a tree that counts", LIMIT, || said().ok().filter(|count| *count > 5))?;
+    host.sh("vsctl checkpoint create --pid $(cat /root/job.pid) job")?;
+    let (before, said_before) = (counted(&host)?, said()?);
     host.power_off()?;
     host.switch_on()?;
     running(&host, "web1")?;
     counts_on(&host, before)?;
+    host.sh("vsctl checkpoint restore --tree job --detach")?;
+    let said = || -> Result<u64> { Ok(host.sh("tail -n 1 /root/said")?.trim().parse()?) };
+    eventually("a tree that counts on", LIMIT, || said().ok().filter(|count| *count > said_before))?;
+    host.sh("kill -0 $(cat /root/job.pid) && awk '$1 != last + 1 { exit 1 } { last = $1 }' /root/said")?;
     // One that is not migratable was stopped in order, and nobody asked for it at boot.
     let other = json(&host, "vsctl status web2 --json")?;
     ensure!(other["state"] == "stopped", "{other}");

@@ -1,8 +1,13 @@
 //! Promises that one machine cannot keep by itself: they need its power, its shutdown, or a second machine.
 
 mod boot;
+mod connection;
+mod faults;
 mod pair;
+mod postcopy;
 mod power;
+mod survivors;
+mod workload;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,6 +18,8 @@ use system_tests::{
     lab::{Definition, Host, Image, Payload, Workshop, definition::Init},
     promise::Skip,
 };
+
+pub use pair::{NETWORKS, SEND_TEMPLATE};
 
 use crate::outcome::{Outcome, Outcomes};
 
@@ -27,6 +34,8 @@ pub struct Lab<'a> {
     workshop: &'a Workshop,
     payload: &'a Payload,
     hosts: Vec<(&'a Definition, &'a Image)>,
+    /// How much more often than usual a promise does again what may leave something behind.
+    repeats: u32,
     /// How many hosts it has booted: each has a directory of its own.
     booted: AtomicU32,
 }
@@ -34,7 +43,7 @@ pub struct Lab<'a> {
 /// A promise of the lab.
 type Keep = fn(&Lab<'_>) -> Result<()>;
 
-const PROMISES: [(&str, Keep); 11] = [
+const PROMISES: [(&str, Keep); 16] = [
     ("power::what_a_command_confirmed_outlives_a_power_cut", power::what_a_command_confirmed_outlives_a_power_cut),
     ("power::cut_at_any_step_doctor_mends_it", power::cut_at_any_step_doctor_mends_it),
     ("power::a_server_with_autostart_runs_again_after_a_power_cut", power::a_server_with_autostart_runs_again),
@@ -46,6 +55,11 @@ const PROMISES: [(&str, Keep); 11] = [
     ("pair::two_hosts_reach_each_other_by_name", pair::two_hosts_reach_each_other_by_name),
     ("pair::a_server_moves_between_two_hosts", pair::a_server_moves_between_two_hosts),
     ("pair::a_running_server_goes_on_at_another_host", pair::a_running_server_goes_on_at_another_host),
+    ("pair::faults_of_the_other_host_leave_it_at_one", faults::faults_of_the_other_host_leave_it_at_one),
+    ("pair::memory_comes_when_it_runs_already", postcopy::memory_comes_when_it_runs_already),
+    ("pair::a_connection_goes_along_and_nothing_is_lost", connection::a_connection_goes_along_and_nothing_is_lost),
+    ("pair::a_database_and_a_web_server_go_on", workload::a_database_and_a_web_server_go_on),
+    ("survivors::every_kind_survives_a_migration", survivors::every_kind_survives_a_migration),
 ];
 
 impl<'a> Lab<'a> {
@@ -72,8 +86,9 @@ pub fn keep(
     hosts: &[Definition],
     images: &[Image],
     filter: &str,
+    repeats: u32,
 ) -> Result<Outcomes> {
-    let lab = Lab { workshop, payload, hosts: hosts.iter().zip(images).collect(), booted: AtomicU32::new(0) };
+    let lab = Lab { workshop, payload, hosts: hosts.iter().zip(images).collect(), repeats, booted: AtomicU32::new(0) };
     let waiting = Mutex::new(PROMISES.iter().filter(|(name, _)| name.contains(filter)));
     let outcomes = Mutex::new(Outcomes::default());
     let work = || {

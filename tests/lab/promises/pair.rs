@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use system_tests::{
     command::eventually,
-    lab::{Host, definition::Init, pair},
+    lab::{Host, definition::Init, pair, pair::Pair},
 };
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
     json, prepare,
 };
 
-const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// Each runs a server and commands the other, by name and without being asked for anything.
 pub fn two_hosts_reach_each_other_by_name(lab: &Lab<'_>) -> Result<()> {
@@ -35,15 +35,28 @@ pub fn two_hosts_reach_each_other_by_name(lab: &Lab<'_>) -> Result<()> {
 }
 
 /// The same networks on both hosts.
-const NETWORKS: &str =
+pub const NETWORKS: &str =
     "mkdir -p /etc/vsos && printf 'ipv4 = \"10.77.0.0/24\"\nipv6 = \"fd77::/64\"\n' >/etc/vsos/vsos.toml";
 
-/// As docs/migration.md says it.
-const SEND_TEMPLATE: &str = "tar -C /var/lib/vsos/templates --format=posix --numeric-owner --xattrs --xattrs-include='*' -cf - busybox | \
+/// Sends the busybox template to `b` before there is a server, by hand.
+pub const SEND_TEMPLATE: &str = "tar -C /var/lib/vsos/templates --format=posix --numeric-owner --xattrs --xattrs-include='*' -cf - busybox | \
           ssh b 'mkdir -p -m 700 /var/lib/vsos/templates && \
                  tar -C /var/lib/vsos/templates --numeric-owner --xattrs --xattrs-include=\\* -xpf -'";
 
-/// By ssh, with a template that was copied as the documentation says; and back. Then the current of its host is cut when that has
+/// Two hosts with systemd and the same networks, both with the busybox template.
+pub fn pair_with_template(lab: &Lab<'_>) -> Result<Pair> {
+    let (definition, image) = lab.found(|definition, _| definition.init == Init::Systemd)?;
+    let pair = pair(lab.workshop, definition, image, lab.payload)?;
+    for host in &pair.hosts {
+        host.sh(NETWORKS)?;
+    }
+    let [a, _] = &pair.hosts;
+    prepare(a)?;
+    a.sh(SEND_TEMPLATE)?;
+    Ok(pair)
+}
+
+/// By ssh, with its template; and back. Then the current of its host is cut when that has
 /// given the server up, and has not said so.
 pub fn a_server_moves_between_two_hosts(lab: &Lab<'_>) -> Result<()> {
     let (definition, image) = lab.found(|definition, _| definition.init == Init::Minimal)?;
@@ -58,8 +71,7 @@ pub fn a_server_moves_between_two_hosts(lab: &Lab<'_>) -> Result<()> {
     )?;
     let refused = a.run("vsctl migrate web1 b --offline --dry-run")?;
     ensure!(refused.code == 91 && refused.errors().contains("no template 'busybox'"), "{refused}");
-    a.sh(SEND_TEMPLATE)?;
-    a.sh("vsctl migrate web1 b --offline").context("move it to b")?;
+    a.sh("vsctl migrate web1 b --offline --send-template").context("move it to b")?;
     is_at(b, a)?;
     b.sh("vsctl migrate web1 a --offline").context("move it back to a")?;
     is_at(a, b)?;
@@ -99,14 +111,8 @@ const FILL: &str = "cd /dev/shm && head -c 8000000 /dev/urandom >still && md5sum
 
 /// Suspended, moved and restored, with what it has in memory; and whatever fails or is killed on the way, it goes on at one host.
 pub fn a_running_server_goes_on_at_another_host(lab: &Lab<'_>) -> Result<()> {
-    let (definition, image) = lab.found(|definition, _| definition.init == Init::Systemd)?;
-    let pair = pair(lab.workshop, definition, image, lab.payload)?;
+    let pair = pair_with_template(lab)?;
     let [a, b] = &pair.hosts;
-    for host in [a, b] {
-        host.sh(NETWORKS)?;
-    }
-    prepare(a)?;
-    a.sh(SEND_TEMPLATE)?;
     // It has the first number there, and so the ids on the host that ours has here.
     b.sh("vsctl create other --template busybox --ip 10.77.0.200/24")?;
     let flags = "--template busybox --migratable --memory 64M --ip 10.77.0.9/24 --ip fd77::9/64";
@@ -205,11 +211,25 @@ pub fn a_running_server_goes_on_at_another_host(lab: &Lab<'_>) -> Result<()> {
     b.sh("vsctl suspend web1 && vsctl migrate web1 a --offline")?;
     ensure!(json(a, "vsctl status web1 --json")?["state"] == "suspended");
     a.sh("vsctl resume web1")?;
-    counts_on(a, before).context("moved while it was suspended")
+    counts_on(a, before).context("moved while it was suspended")?;
+    // Where it is asked for, the next rung is tried: here a fault meets the first two, of two connections each.
+    b.sh("printf '#!/bin/sh\ntest $(wc -c </root/tried) -ge 4 || { printf x >>/root/tried; export VSOS_FAULT=migrate-receive:5:fail; }
+          exec vsctl \"$@\"\n' >/root/faulty; : >/root/tried")?;
+    a.sh("printf '[migrate]\nshell = [\"/root/shell\"]\n' >>/etc/vsos/vsos.toml")?;
+    let done = a.run("vsctl migrate web1 b --live --fallback")?;
+    let errors = done.errors();
+    let told: Vec<&str> = errors.lines().filter(|line| line.contains("is not possible")).collect();
+    ensure!(done.code == 0 && told.len() == 2, "{done}");
+    for (line, [rung, next]) in told.iter().zip([["--live", "--near-live"], ["--near-live", "--offline"]]) {
+        let reason = format!("{rung} is not possible, trying {next}: ");
+        ensure!(line.contains(&reason) && line.contains("migrate-receive:5"), "{done}");
+    }
+    ensure!(json(b, "vsctl status web1 --json")?["state"] == "running");
+    nothing_at(a)
 }
 
 /// Nothing of `web1` is at `host`.
-fn nothing_at(host: &Host) -> Result<()> {
+pub fn nothing_at(host: &Host) -> Result<()> {
     let found = host.run("vsctl doctor")?;
     ensure!(found.text().contains("nothing was left behind"), "{found}");
     let left =

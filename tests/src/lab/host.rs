@@ -13,9 +13,10 @@ use super::{
     image::{Image, Kernel},
     machine::{Machine, Parts, Segment, has_kvm},
     payload::Payload,
+    serial,
     workshop::Workshop,
 };
-use crate::command::{Finished, Invocation};
+use crate::command::{Finished, Invocation, patient};
 
 /// How long a host may take from power to the first command.
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
@@ -141,7 +142,8 @@ impl Host {
     /// # Errors
     /// When it does not within a limit; it is off then.
     pub fn wait_until_reached(&mut self) -> Result<()> {
-        let mut end = Instant::now() + BOOT_LIMIT;
+        let limit = patient(BOOT_LIMIT);
+        let mut end = Instant::now() + limit;
         let mut tripped = 0;
         loop {
             // A host that is not up yet keeps the first connection waiting, and answers it when its sshd begins.
@@ -159,7 +161,7 @@ impl Host {
                         self.name
                     );
                     self.begin()?;
-                    end = Instant::now() + BOOT_LIMIT;
+                    end = Instant::now() + limit;
                     continue;
                 }
                 bail!("{} went off while it booted\n{words}{}", self.name, self.serial());
@@ -167,11 +169,7 @@ impl Host {
             if Instant::now() >= end {
                 let serial = self.serial();
                 self.machine = None;
-                bail!(
-                    "{} took no command for {} s and was switched off\n{tried}{serial}",
-                    self.name,
-                    BOOT_LIMIT.as_secs()
-                );
+                bail!("{} took no command for {} s and was switched off\n{tried}{serial}", self.name, limit.as_secs());
             }
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -257,7 +255,7 @@ impl Host {
     pub fn power_off(&mut self) -> Result<()> {
         // The connection ends with the host, or before.
         let _ = self.ssh("poweroff").limit(Duration::from_secs(60)).run();
-        let end = Instant::now() + BOOT_LIMIT;
+        let end = Instant::now() + patient(BOOT_LIMIT);
         while self.machine.as_mut().is_some_and(Machine::is_on) {
             if Instant::now() >= end {
                 let serial = self.serial();
@@ -290,17 +288,24 @@ impl Host {
     /// Whether its kernel ended by the breakpoint that it puts into its own code while it changes it: before Linux has looked at the
     /// root. On a processor that is real, or has one thread, this does not happen; qemu may run the one processor's old translation.
     fn has_tripped(&self) -> bool {
-        let said = fs::read(self.serial_file()).unwrap_or_default();
-        !has_kvm() && String::from_utf8_lossy(&said).contains("Oops: int3")
+        !has_kvm() && self.serial_log().contains("Oops: int3")
+    }
+
+    /// What its serial log says, when it says that its kernel hangs or has panicked: nothing more is to be expected of it.
+    pub fn hang(&self) -> Option<String> {
+        serial::hang(&self.serial_log())
+    }
+
+    /// All that it wrote to its serial line since it was switched on.
+    fn serial_log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.serial_file()).unwrap_or_default()).into_owned()
     }
 
     /// The end of what it wrote to its serial line since it was switched on.
     pub fn serial(&self) -> String {
-        let text = fs::read(self.serial_file()).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text).replace('\r', "");
+        let text = self.serial_log();
         let lines: Vec<&str> = text.lines().collect();
-        let from = lines.len().saturating_sub(SERIAL_LINES);
-        lines[from..].iter().map(|line| format!("  serial| {line}\n")).collect()
+        serial::shown(&lines[lines.len().saturating_sub(SERIAL_LINES)..])
     }
 
     /// Ends the connection that commands share.

@@ -134,6 +134,29 @@ fn host_tree(workshop: &Workshop, definition: &Definition) -> Result<PathBuf> {
     })
 }
 
+/// What runs in the guest of [`workload`]: see tests/lab/promises/workload.rs.
+const WORKLOAD: &str =
+    "systemd,systemd-sysv,dbus,login,iproute2,netbase,procps,postgresql,postgresql-contrib,nginx-light,python3,caddy";
+
+/// The root of a guest with programs as providers have them, as a tar archive.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn workload(workshop: &Workshop) -> Result<PathBuf> {
+    let piece = workshop.piece("workload", &[WORKLOAD], |place| {
+        let sources = format!("deb {} trixie main\n", mirror()?);
+        let call = Invocation::new("unshare")
+            .args(["--mount", "--propagation", "private", "mmdebstrap", "--mode=root", "--variant=minbase", "--quiet"])
+            .args(["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*"])
+            .args([format!("--include={WORKLOAD}")])
+            // It would want nginx's port.
+            .args(["--customize-hook=chroot \"$1\" systemctl disable --quiet caddy"]);
+        let made = call.args(["trixie"]).args([place.join("root.tar")]).args(["-"]);
+        made.env("LC_ALL", "C").input(sources).limit(BUILD_LIMIT).succeed().map(drop)
+    })?;
+    Ok(piece.join("root.tar"))
+}
+
 /// A template store with the distributions' templates, built on this machine by the product itself.
 fn templates(workshop: &Workshop, vsctl: &Path) -> Result<PathBuf> {
     let sources = workshop.digest_of(&["templates", "vsctl/src/template"])?;

@@ -16,6 +16,7 @@ pub mod initrd;
 pub mod machine;
 pub mod pair;
 pub mod payload;
+pub mod serial;
 pub mod workshop;
 
 pub use definition::Definition;

@@ -72,6 +72,15 @@ impl Payload {
         self.pack_anew()
     }
 
+    /// Adds a program for all hosts that boot from now on.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn bring(&self, path: &str, from: &Path) -> Result<()> {
+        put(&self.tree, path, from, 0o755)?;
+        self.pack_anew()
+    }
+
     fn pack_anew(&self) -> Result<()> {
         // A new file: a host that is running has the old one open as its disk.
         let new = self.archive.with_extension("new");

@@ -236,12 +236,13 @@ fn a_template_that_is_gone_is_named(site: &Site) -> Result<()> {
 }
 
 /// A file system of `size_bytes`, mounted until dropped.
-struct SmallDisk(std::path::PathBuf);
+pub struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
-    fn new(site: &Site, size_bytes: u64) -> Result<Self> {
-        let place = site.path("disk");
-        fs::create_dir(&place)?;
+    /// At the directory `place` of a site.
+    pub fn at(site: &Site, place: &str, size_bytes: u64) -> Result<Self> {
+        let place = site.path(place);
+        fs::create_dir_all(&place)?;
         let options = format!("size={size_bytes},mode=755");
         Invocation::new("mount").args(["-t", "tmpfs", "-o", &options, "small"]).args([&place]).succeed()?;
         Ok(Self(place))
@@ -255,7 +256,7 @@ impl Drop for SmallDisk {
 }
 
 fn a_full_disk_while_creating_leaves_nothing(site: &Site) -> Result<()> {
-    let disk = SmallDisk::new(site, 24 << 20)?;
+    let disk = SmallDisk::at(site, "disk", 24 << 20)?;
     let small = Site::below(&disk.0)?;
     let _template = small.template("busybox")?;
     let fill = |left: u64| -> Result<()> {

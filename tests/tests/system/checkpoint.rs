@@ -3,16 +3,18 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::TcpStream,
+    net::{Ipv4Addr, Ipv6Addr, TcpStream},
+    os::{fd::AsRawFd, unix::fs::PermissionsExt},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use kernel::lock::Flock;
+use nix::sys::socket::{self, AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType};
 use system_tests::{
     ability,
-    command::{eventually, patient},
+    command::{eventually, patient, repeated},
     promise::skip,
     promises,
     server::{GUEST_LIMIT, Running},
@@ -22,13 +24,16 @@ use system_tests::{
 promises![
     a_connection_goes_on_after_resume,
     a_console_goes_on_after_resume,
+    neighbours_are_told_where_it_is,
     a_damaged_checkpoint_starts_nothing,
     what_cannot_be_dumped_is_named_and_goes_on,
     a_suspended_server_is_neither_running_nor_stopped,
     all_of_a_host_are_suspended_and_resumed,
     killed_at_any_moment_of_suspend_it_runs_or_is_suspended,
     killed_at_every_step_of_resume_it_stays_suspended,
-    suspended_and_resumed_ten_times_nothing_is_lost,
+    units_that_come_and_go_hinder_no_dump,
+    suspended_and_resumed_again_and_again_nothing_is_lost,
+    after_an_upgrade_it_goes_on_in_the_program_that_it_had,
     a_stopped_server_gets_the_disk_back_that_was_kept,
     a_disk_that_was_kept_and_is_damaged_is_not_given_back,
     killed_at_any_moment_of_a_restore_it_has_one_disk_or_the_other,
@@ -36,7 +41,7 @@ promises![
     a_checkpoint_that_leaves_it_running_is_not_noticed,
     a_kept_checkpoint_that_is_damaged_or_of_another_spec_changes_nothing,
     killed_at_any_moment_a_checkpoint_is_whole_or_not_there;
-    each of ["busybox", "debian-13"]:
+    each of ["busybox", "debian-12", "debian-13"]:
     resumed_it_goes_on_where_it_was
 ];
 
@@ -168,6 +173,40 @@ fn a_console_goes_on_after_resume(site: &Site) -> Result<()> {
     console.send("\r")?;
     console.expect("login:")?;
     Ok(())
+}
+
+/// RFC 5227, 2.3, and RFC 4861, 7.2.6: where it has come to, those know it who have not asked.
+fn neighbours_are_told_where_it_is(site: &Site) -> Result<()> {
+    const HEARD_BYTES: usize = 128;
+    let server = counting(site, "busybox")?;
+    let (four, six): (Ipv4Addr, Ipv6Addr) = (server.ipv4()?.parse()?, server.ipv6()?.parse()?);
+    let mac = server.sh("ip link show eth0 | awk '/ether/ { print $2 }'")?;
+    let mac = mac.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<_>, _>>()?;
+    site.ok(["suspend", "web1"])?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket::socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
+    // It hears all that is said on the host, until somebody listens.
+    socket::setsockopt(&socket, socket::sockopt::RcvBufForce, &(16 << 20))?;
+    site.ok(["resume", "web1"])?;
+    let bridge = nix::net::if_::if_nametoindex(site.bridge().as_str())? as usize;
+    // What asks for the address that sends it, and what overrides where an address is.
+    let (four, six) = (four.octets(), six.octets());
+    let arp = [&[0xff; 6][..], &mac, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &mac, &four, &[0; 6], &four].concat();
+    let to_all = [&[0x33, 0x33, 0, 0, 0, 1][..], &mac, &[0x86, 0xdd]].concat();
+    let claim = [&[0x20, 0, 0, 0][..], &six, &[2, 1], &mac].concat();
+    let mut told = [false; 2];
+    eventually("an ARP request and a neighbour advertisement", GUEST_LIMIT, || {
+        let mut bytes = [0; HEARD_BYTES];
+        while let Ok((length, from)) = socket::recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut bytes) {
+            // Behind the port: what has come as far as the bridge itself has passed the rules, and everybody there has it.
+            let frame = if from?.ifindex() == bridge { &bytes[..length.min(HEARD_BYTES)] } else { continue };
+            told[0] |= frame == arp;
+            let is_claim = frame.len() == 86 && frame.starts_with(&to_all) && frame.ends_with(&claim);
+            told[1] |= is_claim && frame[22..38] == six && frame[54] == 136;
+        }
+        (told == [true; 2]).then_some(())
+    })
+    .with_context(|| format!("ARP, advertisement: {told:?}"))
 }
 
 fn a_damaged_checkpoint_starts_nothing(site: &Site) -> Result<()> {
@@ -317,21 +356,85 @@ fn killed_at_every_step_of_resume_it_stays_suspended(site: &Site) -> Result<()> 
     anyhow::bail!("no end of steps")
 }
 
-fn suspended_and_resumed_ten_times_nothing_is_lost(site: &Site) -> Result<()> {
+/// systemd watches the control groups of its units, and a dump may find it between the end of one and the end of the watch, a message
+/// on its way whose sender the kernel has noted, or a unit's program that it is just about to execute by way of another.
+fn units_that_come_and_go_hinder_no_dump(site: &Site) -> Result<()> {
+    let server = counting(site, "debian-13")?;
+    let churn = "while :; do systemd-run --quiet --wait --collect true; done";
+    server.sh(&format!("setsid sh -c '{churn}' >/dev/null 2>&1 </dev/null &"))?;
+    for round in 1..=repeated(3) {
+        let before = counted(&server)?;
+        site.ok(["suspend", "web1"]).with_context(|| format!("round {round}"))?;
+        site.ok(["resume", "web1"]).with_context(|| format!("round {round}"))?;
+        goes_on(&server, before).with_context(|| format!("round {round}"))?;
+    }
+    Ok(())
+}
+
+fn suspended_and_resumed_again_and_again_nothing_is_lost(site: &Site) -> Result<()> {
     let server = counting(site, "busybox")?;
     let kept = |server: &Running| {
         server.sh("ls /proc/1/fd | wc -l; grep -c . /proc/self/mountinfo; ls /tmp /run | grep -vx new")
     };
     let (begun, mut before) = (kept(&server)?, counted(&server)?);
-    for round in 1..=10 {
+    let rounds = repeated(10);
+    for round in 1..=rounds {
         site.ok(["suspend", "web1"]).with_context(|| format!("round {round}"))?;
         site.ok(["resume", "web1"]).with_context(|| format!("round {round}"))?;
         goes_on(&server, before).with_context(|| format!("round {round}"))?;
         before = counted(&server)?;
     }
     let ended = kept(&server)?;
-    ensure!(ended == begun, "at first: {begun}\nafter ten times: {ended}");
+    ensure!(ended == begun, "at first: {begun}\nafter {rounds} times: {ended}");
     Ok(())
+}
+
+fn after_an_upgrade_it_goes_on_in_the_program_that_it_had(site: &Site) -> Result<()> {
+    needs_criu()?;
+    let (programs, built) = (site.path("programs"), fs::read(system_tests::site::programs()?.join("vsinit"))?);
+    fs::create_dir_all(&programs)?;
+    fs::create_dir_all(site.path("etc/vsos"))?;
+    fs::write(site.path("etc/vsos/vsos.toml"), format!("programs = {programs:?}\n"))?;
+    // As a package does it: the old file is in use.
+    let install = |build: &[u8]| -> Result<()> {
+        let (new, program) = (programs.join("new"), programs.join("vsinit"));
+        fs::write(&new, build)?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
+        Ok(fs::rename(&new, &program)?)
+    };
+    install(&built)?;
+    let server = counting(site, "busybox")?;
+    // A build of another length is none that CRIU takes for the same.
+    let next = [&built[..], b"upgraded"].concat();
+    let has = |build: &[u8]| -> Result<()> {
+        let length: usize = server.sh("stat -c %s /sbin/vsinit")?.parse()?;
+        ensure!(length == build.len(), "its init has {length} bytes");
+        Ok(())
+    };
+    let mut before = counted(&server)?;
+    // The second time it brings its program along, which this host has nowhere else.
+    for round in 1..=2 {
+        site.ok(["suspend", "web1"])?;
+        install(&next)?;
+        site.ok(["resume", "web1"]).with_context(|| format!("round {round}"))?;
+        goes_on(&server, before)?;
+        has(&built)?;
+        before = counted(&server)?;
+    }
+    site.ok(["service", "web1", "list"])?;
+    site.ok(["suspend", "web1"])?;
+    let kept = site.path("var/lib/vsos/servers/web1/volume/suspended/vsinit");
+    ensure!(fs::read(&kept)? == built, "something else was kept");
+    fs::write(&kept, &next)?;
+    site.run(["resume", "web1"])?.complains(&["vsinit has", "--discard"])?;
+    fs::write(&kept, &built)?;
+    site.ok(["resume", "web1"])?;
+    goes_on(&server, before)?;
+    // Booted anew, it has what the host has now.
+    let init = server.init_pid()?;
+    let _ = server.exec(&["reboot"])?;
+    server.next_init(init)?;
+    has(&next)
 }
 
 /// The only column of a list that scripts need.

@@ -2,23 +2,31 @@
 //!
 //! The other host is a second installation on this one: `migrate.shell` runs a script instead of ssh.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, llistxattr, lsetxattr, makedev, mknodat};
-use sha2::{Digest, Sha256};
+use nix::{sys::signal::Signal, unistd::Pid};
+use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, makedev, mknodat};
 use system_tests::{
-    command::{Finished, eventually},
+    command::{Background, Finished, eventually},
     host::{HostState, Scope},
     promises,
     server::{GUEST_LIMIT, Running, Server},
     site::Site,
+};
+
+use crate::bad_input::SmallDisk;
+
+#[path = "migrate/hosts.rs"]
+mod hosts;
+#[path = "migrate/template.rs"]
+mod template;
+
+use hosts::{Hosts, MOVE, hosts, manifest, nothing_kept_at, reach, same};
+use template::{
+    a_template_that_does_not_arrive_whole_is_not_there, a_template_that_is_made_there_meanwhile_is_used_or_named,
+    a_template_whose_way_fails_or_is_killed_is_whole_or_not_there, another_template_of_that_name_is_not_replaced,
+    the_template_is_sent_along_when_asked,
 };
 
 promises![
@@ -30,144 +38,24 @@ promises![
     a_dry_run_changes_nothing,
     all_that_speaks_against_it_is_said_at_once,
     what_is_no_vsctl_of_this_version_is_refused,
+    what_cannot_go_along_is_left_behind_when_asked,
     a_start_that_fails_there_is_said_and_the_server_is_there,
     between_two_hosts_no_command_starts_it,
     an_attempt_that_was_killed_does_not_hinder_the_next,
+    a_server_that_reboots_meanwhile_stays,
+    a_disk_that_is_full_there_leaves_it_here,
+    a_side_that_is_stopped_is_taken_for_lost,
+    long_work_is_no_silence,
     failed_at_any_moment_it_goes_on_where_it_was,
     killed_at_any_moment_one_host_has_it,
     the_other_side_killed_at_any_moment_one_host_has_it,
-    the_connection_cut_anywhere_one_host_has_it
+    the_connection_cut_anywhere_one_host_has_it,
+    the_template_is_sent_along_when_asked,
+    another_template_of_that_name_is_not_replaced,
+    a_template_that_is_made_there_meanwhile_is_used_or_named,
+    a_template_whose_way_fails_or_is_killed_is_whole_or_not_there,
+    a_template_that_does_not_arrive_whole_is_not_there
 ];
-
-/// Where a server comes from, and a second installation that it goes to.
-struct Hosts<'s> {
-    from: &'s Site,
-    to: Site,
-}
-
-impl Drop for Hosts<'_> {
-    fn drop(&mut self) {
-        self.to.scrub();
-    }
-}
-
-/// Two hosts with the same networks, as operators of two hosts have to give them.
-fn hosts(from: &Site) -> Result<Hosts<'_>> {
-    let hosts = Hosts { from, to: Site::new()? };
-    let digits = u16::from_str_radix(&from.suffix(), 16)?;
-    let [high, low] = digits.to_be_bytes();
-    let networks = format!("ipv4 = \"10.{}.{low}.0/24\"\nipv6 = \"fdd1:{digits:x}::/64\"\n", 100 + high % 64);
-    for (site, other) in [(from, &hosts.to), (&hosts.to, from)] {
-        fs::create_dir_all(site.path("etc/vsos"))?;
-        let shell = format!("[migrate]\nshell = [{:?}]\n", site.path("shell"));
-        fs::write(site.path("etc/vsos/vsos.toml"), networks.clone() + &shell)?;
-        reach(site, other, "exec \"$vsctl\" \"$@\"")?;
-        site.template("busybox")?;
-    }
-    Ok(hosts)
-}
-
-/// How `site` reaches `other`: a script in the place of `ssh HOST vsctl …`, which ends with `line`.
-fn reach(site: &Site, other: &Site, line: &str) -> Result<()> {
-    let vsctl = system_tests::site::programs()?.join("vsctl");
-    let root = other.root().display();
-    let script = format!(
-        "#!/bin/sh\ntest \"$1 $2\" = 'there vsctl' || exit 99\nshift 2\nvsctl={vsctl:?}\nexport VSOS_ROOT={root}\n{line}\n"
-    );
-    let path = site.path("shell");
-    // Put into its place whole: the old one may be running.
-    let new = site.path("shell.new");
-    fs::write(&new, script)?;
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
-    fs::rename(new, path).context("put the script into its place")
-}
-
-const MOVE: [&str; 4] = ["migrate", "web1", "there", "--offline"];
-
-impl Hosts<'_> {
-    /// What a site has of the server, once nobody works on it.
-    fn state(&self, site: &Site) -> Result<String> {
-        if site.servers().iter().all(|name| name != "web1") {
-            return Ok("gone".into());
-        }
-        eventually("the server to be left alone", GUEST_LIMIT, || {
-            let status = site.vsctl(["status", "web1", "--json"]).succeed().ok()?.json().ok()?;
-            let state = status.as_array().map_or(&status, |list| &list[0])["state"].as_str()?.to_owned();
-            (state != "ready").then_some(state)
-        })
-    }
-
-    /// Nothing of a server is here any more, nor of what it needed.
-    fn nothing_at(&self, site: &Site) -> Result<()> {
-        ensure!(site.servers().is_empty(), "left are {:?}", site.servers());
-        for directory in ["ids", "addresses", "journal"] {
-            let left: Vec<_> = entries(&site.path("var/lib/vsos").join(directory));
-            ensure!(left.is_empty(), "left in {directory}: {left:?}");
-        }
-        let own = Scope::Site { root: site.root().to_owned(), suffix: site.suffix() };
-        Ok(HostState::default().compare_when_settled(&own)?)
-    }
-}
-
-fn entries(directory: &Path) -> Vec<String> {
-    let found = fs::read_dir(directory).into_iter().flatten().flatten();
-    found.map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|name| !name.starts_with('.')).collect()
-}
-
-/// Everything of a tree that a move must keep, by path. What an overlay remembers of the file system below is of no use elsewhere.
-fn manifest(root: &Path) -> Result<BTreeMap<String, String>> {
-    let mut lines = BTreeMap::new();
-    let mut links = BTreeMap::<u64, String>::new();
-    let mut left = vec![root.to_owned()];
-    while let Some(path) = left.pop() {
-        let meta = fs::symlink_metadata(&path)?;
-        let name = path.strip_prefix(root)?.to_string_lossy().into_owned();
-        let mut line = format!("{:o} {}:{} {:x}", meta.mode(), meta.uid(), meta.gid(), meta.rdev());
-        if meta.is_dir() {
-            left.extend(fs::read_dir(&path)?.flatten().map(|entry| entry.path()));
-        } else {
-            // tar keeps the common file of several names for those that hold something; whiteouts, which an overlay makes of one,
-            // mean the same apart.
-            let holds = meta.is_file() || meta.is_symlink();
-            let first = if holds { links.entry(meta.ino()).or_insert_with(|| name.clone()) } else { "itself" };
-            line += &format!(" as {first}, {}.{}", meta.mtime(), meta.mtime_nsec());
-        }
-        if meta.is_symlink() {
-            line += &format!(" -> {}", fs::read_link(&path)?.display());
-        } else if meta.is_file() {
-            // A hole stays one: its blocks are not compared, but that there are fewer than bytes.
-            let is_sparse = meta.blocks() * 512 < meta.size();
-            line += &format!(" {} {is_sparse} {:x}", meta.size(), Sha256::digest(fs::read(&path)?));
-        }
-        let mut buffer = vec![0_u8; 4096];
-        let length = llistxattr(&path, &mut buffer)?;
-        let mut names: Vec<_> = buffer[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
-        names.sort_unstable();
-        for attribute in names {
-            let attribute = String::from_utf8_lossy(attribute).into_owned();
-            if attribute.ends_with("overlay.origin") {
-                continue;
-            }
-            let mut value = vec![0_u8; 4096];
-            let length = lgetxattr(&path, attribute.as_str(), &mut value)?;
-            line += &format!(" {attribute}={:02x?}", &value[..length]);
-        }
-        lines.insert(name, line);
-    }
-    Ok(lines)
-}
-
-/// What differs, in words.
-fn same(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> Result<()> {
-    let lost = before.iter().filter(|(path, line)| after.get(*path) != Some(line));
-    let new = after.iter().filter(|(path, line)| before.get(*path) != Some(line));
-    let all: Vec<String> = lost
-        .map(|(path, line)| format!("- {path}: {line}"))
-        .chain(new.map(|(path, line)| format!("+ {path}: {line}")))
-        .collect();
-    ensure!(all.is_empty(), "the files differ:\n{}", all.join("\n"));
-    Ok(())
-}
 
 /// Files of all kinds, made inside.
 const FILES: &str = "set -e
@@ -285,6 +173,21 @@ of two lines'
     mv /etc/services /etc/renamed 2>/dev/null || :
     touch -d '2005-01-02 03:04:05' /srv/moved";
 
+/// Begins to move the server: all of it was sent while it ran (the third moment), it runs still, and the command is stopped.
+fn sent_once(site: &Site) -> Result<Background> {
+    let moving = site.vsctl(MOVE).env("VSOS_FAULT", "migrate:3:stop").spawn()?;
+    eventually("a command that stops", GUEST_LIMIT, || is_stopped(moving.pid()).then_some(()))?;
+    Ok(moving)
+}
+
+fn is_stopped(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") T "))
+}
+
+fn kill(pid: i32, signal: Signal) -> Result<()> {
+    nix::sys::signal::kill(Pid::from_raw(pid), signal).with_context(|| format!("send {signal} to {pid}"))
+}
+
 fn what_changes_while_it_is_sent_arrives_too(site: &Site) -> Result<()> {
     let hosts = hosts(site)?;
     for (flags, tree) in [("--net bridge", "upper"), ("--volume dir", "root"), ("--privileged", "upper")] {
@@ -296,12 +199,7 @@ fn what_changes_while_it_is_sent_arrives_too(site: &Site) -> Result<()> {
         if tree == "upper" {
             std::thread::sleep(Duration::from_millis(5_500));
         }
-        // The third moment: all of it was sent while it ran, and it runs still.
-        let mut moving = site.vsctl(MOVE).env("VSOS_FAULT", "migrate:3:stop").spawn()?;
-        eventually("a command that stops", GUEST_LIMIT, || {
-            let state = fs::read_to_string(format!("/proc/{}/stat", moving.pid())).ok()?;
-            state.contains(") T ").then_some(())
-        })?;
+        let mut moving = sent_once(site)?;
         ensure!(server.state()? == "running", "it is {}", server.state()?);
         server.sh(CHANGES)?;
         let tree = |site: &Site| site.path("var/lib/vsos/servers/web1/volume").join(tree);
@@ -312,7 +210,7 @@ fn what_changes_while_it_is_sent_arrives_too(site: &Site) -> Result<()> {
             Ok(files)
         };
         let before = files(site)?;
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(moving.pid()), nix::sys::signal::Signal::SIGCONT)?;
+        kill(moving.pid(), Signal::SIGCONT)?;
         let done = moving.wait()?.success().context(flags)?;
         ensure!(done.errors().contains("web1: sending what has changed"), "{done}");
         drop(server);
@@ -401,7 +299,7 @@ fn all_that_speaks_against_it_is_said_at_once(site: &Site) -> Result<()> {
     hosts.to.ok(["destroy", "other"])?;
     hosts.to.ok(["template", "remove", "busybox"])?;
     fs::create_dir(&shared)?;
-    site.run(MOVE)?.failure(91, &["there is no template 'busybox'"])?;
+    site.run(MOVE)?.failure(91, &["there is no template 'busybox'", "--send-template"])?;
     hosts.to.template("busybox")?;
     let _same = hosts.to.template("busybox")?.server("web1").create()?;
     site.run(MOVE)?.failure(43, &["there is a server 'web1' already"])?;
@@ -432,6 +330,38 @@ fn what_is_no_vsctl_of_this_version_is_refused(site: &Site) -> Result<()> {
     fs::write(site.path("etc/vsos/vsos.toml"), settings.replace("/shell\"", "/missing\""))?;
     site.run(MOVE)?.complains(&["missing there vsctl", "No such file"])?;
     ensure!(server.state()? == "running" && server.sh("echo alive")? == "alive");
+    Ok(())
+}
+
+fn what_cannot_go_along_is_left_behind_when_asked(site: &Site) -> Result<()> {
+    let hosts = hosts(site)?;
+    let server = site.template("busybox")?.server("web1").start()?;
+    server.sh("echo kept >/root/file")?;
+    // Networks are chosen when they are first asked for.
+    site.ok(["migrate", "web1", "there", "--offline", "--dry-run"])?;
+    let before = everything(&hosts.to)?;
+    let words = ["its programs cannot be taken along", "was not started for checkpoints"];
+    for rung in ["--live", "--near-live"] {
+        let done = site.run(["migrate", "web1", "there", rung])?.failure(5, &words)?;
+        ensure!(done.errors().contains("; or `--fallback` tries --offline"), "{done}");
+        let tried = site.ok(["migrate", "web1", "there", rung, "--fallback", "--dry-run"])?;
+        ensure!(tried.text().contains("is stopped for it and started there"), "{tried}");
+        let reason = format!("{rung} is not possible, trying --offline: {}: 'web1' {}", words[0], words[1]);
+        ensure!(tried.errors().matches(&reason).count() == 1, "{tried}");
+    }
+    same(&before, &everything(&hosts.to)?)?;
+    // What no rung helps against is said as it is, and nothing is stopped.
+    let taker = hosts.to.template("busybox")?.server("web1").create()?;
+    let done =
+        site.run(["migrate", "web1", "there", "--live", "--fallback"])?.failure(43, &["there is a server 'web1'"])?;
+    ensure!(!done.errors().contains("`--fallback`") && server.state()? == "running", "{done}");
+    drop(taker);
+    site.run(["migrate", "web1", "there", "--offline", "--fallback"])?.failure(20, &["cannot be used with"])?;
+    let done = site.ok(["migrate", "web1", "there", "--live", "--fallback"])?;
+    ensure!(done.errors().contains("trying --offline") && done.errors().contains("web1: stopping"), "{done}");
+    hosts.nothing_at(site)?;
+    ensure!(Running::adopt(&hosts.to, "web1").file("/root/file")? == "kept");
+    drop(server);
     Ok(())
 }
 
@@ -528,6 +458,143 @@ fn an_attempt_that_was_killed_does_not_hinder_the_next(site: &Site) -> Result<()
     site.ok(MOVE)?;
     hosts.nothing_at(site)?;
     ensure!(Running::adopt(&hosts.to, "web1").file("/root/file")? == "new");
+    Ok(())
+}
+
+fn a_server_that_reboots_meanwhile_stays(site: &Site) -> Result<()> {
+    let hosts = hosts(site)?;
+    let server = site.template("busybox")?.server("web1").start()?;
+    server.sh("echo kept >/root/file; sync")?;
+    let init = server.init_pid()?;
+    let mut moving = sent_once(site)?;
+    site.run(["exec", "web1", "--", "reboot"])?;
+    eventually("its init to end", GUEST_LIMIT, || {
+        let stat = fs::read_to_string(format!("/proc/{init}/stat")).unwrap_or_default();
+        (stat.is_empty() || stat.contains(") Z ")).then_some(())
+    })?;
+    kill(moving.pid(), Signal::SIGCONT)?;
+    moving.wait()?.failure(31, &["'web1' has ended by itself"])?;
+    server.next_init(init)?;
+    ensure!(server.file("/root/file")? == "kept");
+    hosts.nothing_at(&hosts.to)
+}
+
+fn a_disk_that_is_full_there_leaves_it_here(site: &Site) -> Result<()> {
+    let hosts = hosts(site)?;
+    let server = site.template("busybox")?.server("web1").start()?;
+    server.sh("echo kept >/root/file")?;
+    let init = server.init_pid()?;
+    let small = SmallDisk::at(&hosts.to, "var/lib/vsos/servers", 16 << 20)?;
+    const GROW: &str = "head -c 24000000 /dev/urandom >/root/big";
+    // Once it stands still there is no room for what has become more.
+    let mut moving = sent_once(site)?;
+    server.sh(GROW)?;
+    kill(moving.pid(), Signal::SIGCONT)?;
+    moving.wait()?.failure(46, &["the disk is full", "'web1' runs here again"])?;
+    nothing_kept_at(&hosts.to)?;
+    let second = server.init_pid()?;
+    ensure!(second != init, "it was never stopped");
+    // Nor for all of it, while it runs: it goes on as if nothing had been.
+    let done = site.run(MOVE)?.failure(46, &["the disk is full"])?;
+    ensure!(!done.errors().contains("runs here again"), "{done}");
+    ensure!(server.init_pid()? == second && server.file("/root/file")? == "kept");
+    nothing_kept_at(&hosts.to)?;
+    drop(small);
+    site.ok(MOVE)?;
+    ensure!(Running::adopt(&hosts.to, "web1").file("/root/file")? == "kept");
+    drop(server);
+    Ok(())
+}
+
+/// How long either side may say nothing, in these tests; and what is longer.
+const SILENCE_S: u64 = 4;
+const LONG_S: u64 = 9;
+
+fn shorten_silence(hosts: &Hosts<'_>) -> Result<()> {
+    for site in [hosts.from, &hosts.to] {
+        let file = site.path("etc/vsos/vsos.toml");
+        let settings = fs::read_to_string(&file)?;
+        fs::write(file, format!("{settings}silence = {SILENCE_S}\n"))?;
+    }
+    Ok(())
+}
+
+/// What receives servers at a site.
+fn receivers(site: &Site) -> Vec<i32> {
+    let root = format!("VSOS_ROOT={}\0", site.root().display());
+    let has = |pid: i32, file: &str, word: &str| {
+        fs::read(format!("/proc/{pid}/{file}")).is_ok_and(|text| String::from_utf8_lossy(&text).contains(word))
+    };
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| has(*pid, "cmdline", "vsctl\0migrate-receive") && has(*pid, "environ", &root)).collect()
+}
+
+fn a_side_that_is_stopped_is_taken_for_lost(site: &Site) -> Result<()> {
+    let hosts = hosts(site)?;
+    shorten_silence(&hosts)?;
+    // As with ssh, which is ended instead of the program that it runs there, in a session and with words of its own.
+    reach(site, &hosts.to, "setsid \"$vsctl\" \"$@\" 2>/dev/null; exit $?")?;
+    // The other side, before anything was sent, and when all of it is there.
+    for (moment, again) in [(2, false), (3, true)] {
+        let server = site.template("busybox")?.server("web1").start()?;
+        server.sh("echo kept >/root/file")?;
+        let done = with_fault(&hosts, &format!("migrate-receive:{moment}:stop"))?.context("it went through")?;
+        ensure!(done.errors().contains("has said nothing for"), "{done}");
+        ensure!(done.errors().contains("runs here again") == again && server.state()? == "running", "{done}");
+        let stopped = receivers(&hosts.to);
+        ensure!(stopped.len() == 1 && is_stopped(stopped[0]), "those that receive: {stopped:?}");
+        kill(stopped[0], Signal::SIGCONT)?;
+        eventually("the other side to end", GUEST_LIMIT, || receivers(&hosts.to).is_empty().then_some(()))?;
+        resolved(&hosts)?;
+        drop(server);
+    }
+    // This side: what came is taken back there without it.
+    let server = site.template("busybox")?.server("web1").start()?;
+    server.sh("echo kept >/root/file")?;
+    let mut moving = sent_once(site)?;
+    eventually("the other side to end", GUEST_LIMIT, || receivers(&hosts.to).is_empty().then_some(()))?;
+    hosts.nothing_at(&hosts.to)?;
+    ensure!(is_stopped(moving.pid()) && server.state()? == "running");
+    kill(moving.pid(), Signal::SIGCONT)?;
+    moving.wait()?.complains(&["connection to the other host has ended", "runs here again"])?;
+    ensure!(resolved(&hosts)? == "running/gone");
+    drop(server);
+    Ok(())
+}
+
+fn long_work_is_no_silence(site: &Site) -> Result<()> {
+    let hosts = hosts(site)?;
+    shorten_silence(&hosts)?;
+    let server = site.template("busybox")?.server("web1").start()?;
+    // Here it is the stop that takes long, and there the unpacking: somebody holds its tar.
+    let slow = format!(
+        "exec = [\"/bin/sh\", \"-c\", \"trap 'sleep {}; echo slowly >/root/ended; exit 0' TERM; while :; do sleep 0.1; done\"]\nstop_timeout_ms = 600000\n",
+        LONG_S
+    );
+    fs::write(site.path("slow.toml"), slow)?;
+    site.ok(["push", "web1", &site.path("slow.toml").display().to_string(), "/etc/vsinit/slow.toml"])?;
+    site.ok(["restart", "web1"])?;
+    server.until("ps | grep -v grep | grep -q 'trap.*slowly'")?;
+    server.sh("head -c 32000000 /dev/urandom >/root/big")?;
+    let mut moving = site.vsctl(MOVE).spawn()?;
+    let tar = eventually("a tar that unpacks", GUEST_LIMIT, || {
+        let [receiver] = receivers(&hosts.to)[..] else { return None };
+        // Each thread has children of its own.
+        let threads = fs::read_dir(format!("/proc/{receiver}/task")).ok()?.flatten();
+        let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+        let pids: Vec<i32> =
+            lists.flat_map(|list| list.split_whitespace().flat_map(str::parse).collect::<Vec<_>>()).collect();
+        pids.into_iter().find(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "tar\n"))
+    })?;
+    kill(tar, Signal::SIGSTOP)?;
+    std::thread::sleep(Duration::from_secs(LONG_S));
+    ensure!(is_stopped(tar) && moving.is_running(), "it is over: {:?}", moving.wait());
+    kill(tar, Signal::SIGCONT)?;
+    moving.wait()?.success()?;
+    drop(server);
+    hosts.nothing_at(site)?;
+    ensure!(Running::adopt(&hosts.to, "web1").file("/root/ended")? == "slowly");
     Ok(())
 }
 
@@ -637,11 +704,11 @@ fn the_connection_cut_anywhere_one_host_has_it(site: &Site) -> Result<()> {
         ("out", 0),
         ("out", 60),
         ("out", 90),
-        ("out", 105),
-        ("out", 118),
-        ("out", 133),
-        ("out", 146),
-        ("out", 158),
+        ("out", 141),
+        ("out", 154),
+        ("out", 169),
+        ("out", 182),
+        ("out", 194),
     ] {
         let server = site.template("busybox")?.server("web1").start()?;
         server.sh("echo kept >/root/file; head -c 2000000 /dev/urandom >/root/more")?;

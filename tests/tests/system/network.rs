@@ -95,7 +95,9 @@ fn it_reaches_the_outside_translated(site: &Site) -> Result<()> {
     ping(&server, OUTSIDE_V6)?;
     // TCP too, and the far end sees the host's address, not the server's.
     let mut listener = outside.spawn(&["busybox", "nc", "-l", "-p", "7000"])?;
-    let sent = server.until(&format!("echo hello | nc -w 2 {OUTSIDE_V4} 7000"));
+    // From a file, not a pipe: the listener has nothing to say and says so at once, and a client that reads
+    // that end before `echo` has written would leave with success and nothing sent.
+    let sent = server.until(&format!("echo hello > /tmp/hello && nc -w 2 {OUTSIDE_V4} 7000 < /tmp/hello"));
     let heard = listener.wait()?.text();
     sent?;
     ensure!(heard == "hello", "{heard:?}");

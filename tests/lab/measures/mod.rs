@@ -1,0 +1,120 @@
+//! Measures of checkpoints and migrations, between two hosts with systemd: `make bench-lab`. It judges nothing but the ratios that are
+//! wanted, and writes a figure that falls short as such.
+
+mod disk;
+mod ground;
+mod pause;
+mod report;
+mod timed;
+mod volume;
+
+use std::{fs, process::ExitCode, time::Instant};
+
+use anyhow::{Context, Result};
+use system_tests::lab::{Image, Payload, Workshop, definition, pair, pair::Pair};
+
+use crate::Options;
+use ground::{Kind, LOAD};
+use report::{Table, ratio, replace, seconds};
+
+/// The host, twice.
+const HOST: &str = "debian-13";
+/// How often each is measured, and one that takes minutes.
+const ROUNDS: usize = 3;
+const ONCE: usize = 1;
+
+const KINDS: [Kind; 4] = [
+    Kind { what: "busybox, idle", template: "busybox", mib: 0, changes_kib: 0, rounds: ROUNDS },
+    Kind { what: "Debian 13 with systemd, idle", template: "debian-13", mib: 0, changes_kib: 0, rounds: ROUNDS },
+    Kind { what: "64 MiB, of which 512 KiB/s change", template: "busybox", mib: 64, changes_kib: 512, rounds: ROUNDS },
+    Kind { what: "256 MiB, of which 512 KiB/s change", template: "busybox", mib: 256, changes_kib: 512, rounds: ONCE },
+];
+
+/// Downtime wanted of pre-copy, against stop-and-copy.
+const LIVE: f64 = 0.4;
+/// Time wanted of suspend and resume, against CRIU alone.
+const DISK: f64 = 1.3;
+/// Bytes wanted of a volume on the wire, against bytes changed.
+const VOLUME: f64 = 1.1;
+
+/// Measures, prints, and writes what was printed into a document if one is named.
+pub fn run(workshop: &Workshop, payload: &Payload, options: &Options) -> Result<ExitCode> {
+    let began = Instant::now();
+    let load = options.load.as_ref().context("say where the load is: make bench-lab does")?;
+    payload.bring(LOAD, load)?;
+    let definition = definition::named(HOST)?;
+    let image = Image::of(workshop, &definition, &payload.vsctl())?;
+    let pair = pair(workshop, &definition, &image, payload)?;
+    ground::prepare(&pair)?;
+    eprintln!("lab: two hosts are ready after {} s", began.elapsed().as_secs());
+    let text = measure(&pair, &options.filter, began)?;
+    println!("\n{text}");
+    if let Some(file) = &options.write {
+        let document = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+        let new = replace(&document, &text).with_context(|| format!("write into {}", file.display()))?;
+        fs::write(file, new).with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure(pair: &Pair, filter: &str, began: Instant) -> Result<String> {
+    let [a, _] = &pair.hosts;
+    let mut pauses = Table::new(&[
+        "server",
+        "nothing is done",
+        "kept, `--leave-running`",
+        "`--near-live`",
+        "`--live`",
+        "live / near-live",
+        "wanted",
+        "`--near-live --postcopy`",
+        "`--live --postcopy`",
+    ]);
+    let mut whole =
+        Table::new(&["server", "`migrate --near-live`", "`--live`", "`--near-live --postcopy`", "`--live --postcopy`"]);
+    let mut dumps = Table::new(&[
+        "server",
+        "images",
+        "`vsctl suspend`",
+        "CRIU in it",
+        "bare `criu dump`",
+        "its images synced",
+        "ratio (without a bare one: to CRIU in it)",
+        "wanted",
+    ]);
+    let mut restores = Table::new(&["server", "`vsctl resume`", "CRIU in it", "ratio", "wanted"]);
+    for kind in KINDS.iter().filter(|kind| kind.what.contains(filter)) {
+        kind.begin(a, a).with_context(|| format!("begin {}", kind.what))?;
+        let pause = pause::measure(pair, kind.rounds).with_context(|| kind.what.to_owned())?;
+        let disk = disk::measure(a, kind.rounds, kind.template == "busybox").with_context(|| kind.what.to_owned())?;
+        a.sh("vsctl destroy --force web1")?;
+        eprintln!("lab: measured after {} s: {}", began.elapsed().as_secs(), kind.what);
+        let what = kind.what.to_owned();
+        let [near_live, live, ..] = &pause.moved;
+        let [by, met] = ratio(live.median(), near_live.median(), LIVE);
+        let [quiet, kept] = [&pause.quiet, &pause.kept].map(seconds);
+        let [near_live, live, later, live_later] = pause.moved.each_ref().map(seconds);
+        pauses.add(vec![what.clone(), quiet, kept, near_live, live, by, met, later, live_later]);
+        whole.add(std::iter::once(what.clone()).chain(pause.took.iter().map(seconds)).collect());
+        let images = format!("{:.1} MiB", disk.bytes as f64 / f64::from(1 << 20));
+        let criu = disk.bare_dump.median().or(disk.criu_in_suspend.median());
+        let [by, met] = ratio(disk.suspend.median(), criu, DISK);
+        let [suspend, criu, bare, sync] =
+            [&disk.suspend, &disk.criu_in_suspend, &disk.bare_dump, &disk.bare_sync].map(seconds);
+        dumps.add(vec![what.clone(), images, suspend, criu, bare, sync, by, met]);
+        let [by, met] = ratio(disk.resume.median(), disk.criu_in_resume.median(), DISK);
+        let [resume, criu] = [&disk.resume, &disk.criu_in_resume].map(seconds);
+        restores.add(vec![what, resume, criu, by, met]);
+    }
+    let mut sent = Table::new(&["server", "sent", "changed", "sent / changed", "wanted"]);
+    for volume in volume::measure(pair)? {
+        let [by, met] = ratio(Some(volume.sent as f64), Some(volume.changed as f64), VOLUME);
+        let mb = |bytes: u64| format!("{:.2} MB", bytes as f64 / 1e6);
+        sent.add(vec![volume.what.to_owned(), mb(volume.sent), mb(volume.changed), by, met]);
+    }
+    let [pauses, whole, dumps, restores, sent] = [pauses, whole, dumps, restores, sent].map(|table| table.render());
+    Ok(format!(
+        "Silence, as a listener on the network hears it:\n\n{pauses}\nWhole commands:\n\n{whole}\nTo the disk:\n\n{dumps}\n\
+         Back:\n\n{restores}\nA volume:\n\n{sent}"
+    ))
+}
