@@ -70,7 +70,7 @@ pub fn systemd_and_servers_leave_each_other_alone(lab: &Lab<'_>) -> Result<()> {
 /// The disk of a host with two kernels, booted with each.
 pub fn another_kernel_boots_the_same_servers(lab: &Lab<'_>) -> Result<()> {
     let (definition, image) = lab.found(|_, image| image.kernels().count() > 1)?;
-    let mut host = Host::boot(lab.workshop, definition, image, lab.payload, "promise-kernels")?;
+    let mut host = Host::boot(&lab.workshop, definition, image, lab.payload, "promise-kernels")?;
     prepare(&host)?;
     host.sh("vsctl create web1 --template busybox --start && vsctl exec web1 -- sh -c 'uname -r >/root/kernel'")?;
     let older = host.kernels().pop().unwrap_or_default();
@@ -149,7 +149,7 @@ pub fn a_suspended_server_outlives_the_boot_of_its_host(lab: &Lab<'_>) -> Result
 /// The same into another kernel, and back.
 pub fn a_suspended_server_goes_on_under_another_kernel(lab: &Lab<'_>) -> Result<()> {
     let (definition, image) = lab.found(|_, image| image.kernels().count() > 1)?;
-    let mut host = Host::boot(lab.workshop, definition, image, lab.payload, "promise-suspended-kernels")?;
+    let mut host = Host::boot(&lab.workshop, definition, image, lab.payload, "promise-suspended-kernels")?;
     let (newer, older) = (host.kernel().to_owned(), host.kernels().pop().unwrap_or_default());
     // A CRIU that can dump nothing under the newer one is seen on the way there only.
     let mut way = vec![older, newer];

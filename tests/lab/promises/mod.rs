@@ -9,13 +9,14 @@ mod power;
 mod survivors;
 mod workload;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use system_tests::{
-    lab::{Definition, Host, Image, Payload, Workshop, definition::Init},
+    lab::{Definition, Host, Image, Payload, Workshop, definition::Init, serial},
     promise::Skip,
 };
 
@@ -29,15 +30,27 @@ const COLUMN: &str = "lab";
 /// How many promises are kept at once: two emulated hosts fill two processors.
 const AT_ONCE: usize = 2;
 
+/// How many lines of each serial log are shown when a promise is broken.
+const SERIAL_LINES: usize = 15;
+
 /// What a promise of the lab works with.
 pub struct Lab<'a> {
-    workshop: &'a Workshop,
+    /// Of this promise alone: its hosts are there.
+    workshop: Workshop,
     payload: &'a Payload,
     hosts: Vec<(&'a Definition, &'a Image)>,
     /// How much more often than usual a promise does again what may leave something behind.
     repeats: u32,
     /// How many hosts it has booted: each has a directory of its own.
     booted: AtomicU32,
+}
+
+/// What all of them work with.
+struct Ground<'a> {
+    workshop: &'a Workshop,
+    payload: &'a Payload,
+    hosts: Vec<(&'a Definition, &'a Image)>,
+    repeats: u32,
 }
 
 /// A promise of the lab.
@@ -62,12 +75,21 @@ const PROMISES: [(&str, Keep); 16] = [
     ("survivors::every_kind_survives_a_migration", survivors::every_kind_survives_a_migration),
 ];
 
+impl<'a> Ground<'a> {
+    /// What one promise works with, in `place`.
+    fn lab(&self, place: &str) -> Result<Lab<'a>> {
+        let workshop = self.workshop.part(place)?;
+        let (payload, hosts, repeats) = (self.payload, self.hosts.clone(), self.repeats);
+        Ok(Lab { workshop, payload, hosts, repeats, booted: AtomicU32::new(0) })
+    }
+}
+
 impl<'a> Lab<'a> {
     /// The first host with `init` as its PID 1, booted.
     fn host(&self, init: Init) -> Result<Host> {
         let (definition, image) = self.found(|definition, _| definition.init == init)?;
         let number = self.booted.fetch_add(1, Ordering::Relaxed);
-        Host::boot(self.workshop, definition, image, self.payload, &format!("promise-{}-{number}", definition.name))
+        Host::boot(&self.workshop, definition, image, self.payload, &format!("{}-{number}", definition.name))
     }
 
     fn found(&self, wanted: impl Fn(&Definition, &Image) -> bool) -> Result<(&'a Definition, &'a Image)> {
@@ -88,15 +110,17 @@ pub fn keep(
     filter: &str,
     repeats: u32,
 ) -> Result<Outcomes> {
-    let lab = Lab { workshop, payload, hosts: hosts.iter().zip(images).collect(), repeats, booted: AtomicU32::new(0) };
+    let ground = Ground { workshop, payload, hosts: hosts.iter().zip(images).collect(), repeats };
     let waiting = Mutex::new(PROMISES.iter().filter(|(name, _)| name.contains(filter)));
     let outcomes = Mutex::new(Outcomes::default());
     let work = || {
         // Taken by a statement of its own: the lock is not held while it is kept.
         let next = || lock(&waiting).next();
         while let Some((name, keep)) = next() {
-            let outcome = kept(&lab, name, *keep);
-            lock(&outcomes).add(name, COLUMN, outcome);
+            let (outcome, remark) = kept(&ground, name, *keep);
+            let mut outcomes = lock(&outcomes);
+            outcomes.add(name, COLUMN, outcome);
+            remark.into_iter().for_each(|remark| outcomes.remark(remark));
         }
     };
     std::thread::scope(|scope| (0..AT_ONCE).for_each(|_| drop(scope.spawn(work))));
@@ -108,16 +132,37 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Keeps one, and prints what came of it.
-fn kept(lab: &Lab<'_>, name: &str, keep: Keep) -> Outcome {
+/// Keeps one, and prints what came of it. It is kept once more, by other hosts, when it is broken and the kernel of one of its hosts has
+/// hung or ended: that is remarked.
+fn kept(ground: &Ground<'_>, name: &str, keep: Keep) -> (Outcome, Option<String>) {
+    let place = name.replace(':', "-");
+    let (outcome, said) = once(ground, name, keep, &place);
+    let (Outcome::Failed(_), Some(said)) = (&outcome, said) else { return (outcome, None) };
+    let remark = format!("a host of {name} hung, and it was kept once more\n{said}");
+    println!("{remark}");
+    (once(ground, name, keep, &format!("{place}-again")).0, Some(remark))
+}
+
+/// Keeps one, and prints what came of it; also what a host said that hung, if one did.
+fn once(ground: &Ground<'_>, name: &str, keep: Keep, place: &str) -> (Outcome, Option<String>) {
     let began = Instant::now();
-    let outcome = match keep(lab).map_err(|error| error.downcast::<Skip>()) {
+    let (kept, logs) = match ground.lab(place) {
+        // Its hosts are gone when it returns, and have written their last words.
+        Ok(lab) => (keep(&lab), lab.workshop.serial_logs()),
+        Err(error) => (Err(error), BTreeMap::new()),
+    };
+    let outcome = match kept.map_err(|error| error.downcast::<Skip>()) {
         Ok(()) => Outcome::Passed,
         Err(Ok(Skip(reason))) => Outcome::Skipped(reason),
         Err(Err(error)) => Outcome::Failed(format!("{error:#}")),
     };
     println!("{:6.1} {COLUMN}: test {name} ... {outcome:?}", began.elapsed().as_secs_f64());
-    outcome
+    if let Outcome::Failed(_) = outcome {
+        for (file, log) in &logs {
+            println!("{name}: the end of {file}\n{}", serial::end(log, SERIAL_LINES));
+        }
+    }
+    (outcome, logs.values().find_map(|log| serial::hang(log)))
 }
 
 /// Builds the busybox template in a host that is new.

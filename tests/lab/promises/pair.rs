@@ -19,7 +19,7 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 /// Each runs a server and commands the other, by name and without being asked for anything.
 pub fn two_hosts_reach_each_other_by_name(lab: &Lab<'_>) -> Result<()> {
     let (definition, image) = lab.found(|definition, _| definition.init == Init::Minimal)?;
-    let pair = pair(lab.workshop, definition, image, lab.payload)?;
+    let pair = pair(&lab.workshop, definition, image, lab.payload)?;
     let hosts = &pair.hosts;
     for (host, name) in hosts.iter().zip(["a", "b"]) {
         prepare(host)?;
@@ -46,7 +46,7 @@ pub const SEND_TEMPLATE: &str = "tar -C /var/lib/vsos/templates --format=posix -
 /// Two hosts with systemd and the same networks, both with the busybox template.
 pub fn pair_with_template(lab: &Lab<'_>) -> Result<Pair> {
     let (definition, image) = lab.found(|definition, _| definition.init == Init::Systemd)?;
-    let pair = pair(lab.workshop, definition, image, lab.payload)?;
+    let pair = pair(&lab.workshop, definition, image, lab.payload)?;
     for host in &pair.hosts {
         host.sh(NETWORKS)?;
     }
@@ -60,7 +60,7 @@ pub fn pair_with_template(lab: &Lab<'_>) -> Result<Pair> {
 /// given the server up, and has not said so.
 pub fn a_server_moves_between_two_hosts(lab: &Lab<'_>) -> Result<()> {
     let (definition, image) = lab.found(|definition, _| definition.init == Init::Minimal)?;
-    let mut pair = pair(lab.workshop, definition, image, lab.payload)?;
+    let mut pair = pair(&lab.workshop, definition, image, lab.payload)?;
     let [a, b] = &mut pair.hosts;
     for host in [&*a, &*b] {
         host.sh(NETWORKS)?;

@@ -79,8 +79,8 @@ pub fn a_database_and_a_web_server_go_on(lab: &Lab<'_>) -> Result<()> {
         return Err(Skip("it takes ten minutes and a large guest; LAB=all has it".into()).into());
     }
     let (definition, image) = lab.found(|definition, _| definition.init == Init::Systemd)?;
-    let root = image::workload(lab.workshop).context("make the guest")?;
-    let pair = pair(lab.workshop, definition, image, lab.payload)?;
+    let root = image::workload(&lab.workshop).context("make the guest")?;
+    let pair = pair(&lab.workshop, definition, image, lab.payload)?;
     let [a, b] = &pair.hosts;
     for host in [a, b] {
         host.sh(NETWORKS)?;

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -27,7 +28,7 @@ const MEMORY_MIB: u32 = 2048;
 /// How many lines of its serial log an error shows.
 const SERIAL_LINES: usize = 40;
 
-/// A host. Dropped, its power is cut and its disk removed.
+/// A host. Dropped, its power is cut and its disk removed; its serial logs stay as long as the run.
 pub struct Host {
     name: String,
     image: Image,
@@ -190,10 +191,11 @@ impl Host {
         let port = self.machine.as_ref().map_or(0, |machine| machine.port);
         let mut all: Vec<String> = ["-F", "none", "-p"].map(str::to_owned).to_vec();
         all.extend([port.to_string(), "-i".into(), self.payload.key().display().to_string()]);
+        // A list of files, for ssh.
+        all.extend(["-o".into(), format!("UserKnownHostsFile=\"{}\"", self.payload.known_hosts().display())]);
         for option in [
             "BatchMode=yes",
             "StrictHostKeyChecking=yes",
-            "UserKnownHostsFile=../known_hosts",
             "GlobalKnownHostsFile=/dev/null",
             "IdentitiesOnly=yes",
             "ControlMaster=auto",
@@ -242,7 +244,8 @@ impl Host {
 
     /// The end of the current, as a plug pulled: what the kernel has not written to the disk is lost.
     pub fn cut_power(&mut self) {
-        if let Some(machine) = self.machine.take() {
+        if let Some(mut machine) = self.machine.take() {
+            self.note_end(&mut machine);
             machine.cut_power();
         }
         self.close_connection();
@@ -303,9 +306,17 @@ impl Host {
 
     /// The end of what it wrote to its serial line since it was switched on.
     pub fn serial(&self) -> String {
-        let text = self.serial_log();
-        let lines: Vec<&str> = text.lines().collect();
-        serial::shown(&lines[lines.len().saturating_sub(SERIAL_LINES)..])
+        serial::end(&self.serial_log(), SERIAL_LINES)
+    }
+
+    /// Writes below its serial log that it has gone off by itself, for whoever looks there for why something failed.
+    fn note_end(&self, machine: &mut Machine) {
+        if machine.is_on() {
+            return;
+        }
+        let words = serial::off(&machine.last_words());
+        let note = || fs::File::options().append(true).open(self.serial_file())?.write_all(words.as_bytes());
+        note().unwrap_or_else(|error: std::io::Error| eprintln!("lab: note the end of {}: {error}", self.name));
     }
 
     /// Ends the connection that commands share.
@@ -323,7 +334,7 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.cut_power();
         if std::env::var_os("VSOS_LAB_KEEP").is_none() {
-            let _ = fs::remove_dir_all(&self.directory);
+            let _ = fs::remove_file(self.disk());
         }
     }
 }

@@ -90,11 +90,14 @@ impl Machine {
         self.process.kill();
     }
 
-    /// What qemu itself said, when it is off.
+    /// How qemu ended and what it said, when it is off.
     pub fn last_words(&mut self) -> String {
         match self.process.is_running() {
             true => String::new(),
-            false => self.process.wait().map_or_else(|error| error.to_string(), |done| done.errors()),
+            false => self
+                .process
+                .wait()
+                .map_or_else(|error| error.to_string(), |done| format!("exit status {} {}", done.code, done.errors())),
         }
     }
 }

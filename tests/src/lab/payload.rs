@@ -50,13 +50,13 @@ impl Payload {
         place("/root/.ssh/authorized_keys", &public, 0o600)?;
         place("/root/.ssh/id_ed25519", &key, 0o600)?;
         let known = format!("* {}", fs::read_to_string(&public)?);
-        fs::write(workshop.run().join("known_hosts"), &known)?;
-        place("/root/.ssh/known_hosts", &workshop.run().join("known_hosts"), 0o600)?;
         place("/etc/ssh/ssh_host_ed25519_key", &key, 0o600)?;
         let directory = |path: &str| fs::set_permissions(tree.join(path), fs::Permissions::from_mode(0o700));
         directory("root/.ssh").context("close the keys' directory")?;
         let archive = workshop.run().join("payload.tar");
         let payload = Self { archive, key, tree };
+        fs::write(payload.known_hosts(), &known)?;
+        put(&payload.tree, "/root/.ssh/known_hosts", &payload.known_hosts(), 0o600)?;
         payload.pack_anew()?;
         Ok(payload)
     }
@@ -118,6 +118,11 @@ impl Payload {
     /// The test binary on this machine.
     pub fn tests(&self) -> PathBuf {
         self.tree.join(TESTS_IN_HOST.trim_start_matches('/'))
+    }
+
+    /// The hosts' public key, as a file of known hosts: it goes for every name.
+    pub fn known_hosts(&self) -> PathBuf {
+        self.key.with_file_name("known_hosts")
     }
 
     /// The private key that the hosts accept.

@@ -6,10 +6,20 @@ const STUCK_SECONDS: u64 = 120;
 /// How many lines are told: the kernel says so again every twenty seconds.
 const LINES: usize = 4;
 
+/// How the line begins that the lab itself adds when qemu has ended without being told to.
+const OFF: &str = "lab: it went off by itself: ";
+
+/// That line, for a host whose qemu ended as `words` say.
+pub fn off(words: &str) -> String {
+    format!("\n{OFF}{}\n", words.trim().replace('\n', " "))
+}
+
 /// The first lines of a serial log that say that the kernel hangs or has ended: one of its processors has been stuck for two
-/// minutes, or it has panicked.
+/// minutes, it has panicked, or its machine went off.
 pub fn hang(log: &str) -> Option<String> {
-    let ends = |line: &&str| line.contains("Kernel panic - not syncing") || stuck(line) >= Some(STUCK_SECONDS);
+    let ends = |line: &&str| {
+        line.contains("Kernel panic - not syncing") || line.starts_with(OFF) || stuck(line) >= Some(STUCK_SECONDS)
+    };
     let lines: Vec<&str> = log.lines().filter(ends).take(LINES).collect();
     (!lines.is_empty()).then(|| shown(&lines))
 }
@@ -23,8 +33,14 @@ fn stuck(line: &str) -> Option<u64> {
     rest.split_once('s')?.0.parse().ok()
 }
 
+/// The last lines of a serial log, as errors show them.
+pub fn end(log: &str, most: usize) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    shown(&lines[lines.len().saturating_sub(most)..])
+}
+
 /// Lines of a serial log as errors show them.
-pub fn shown(lines: &[&str]) -> String {
+fn shown(lines: &[&str]) -> String {
     lines.iter().map(|line| format!("  serial| {}\n", line.trim_end_matches('\r'))).collect()
 }
 
@@ -50,6 +66,8 @@ mod tests {
     fn a_panic_is_one_and_what_is_not_whole_or_said_otherwise_is_none() {
         let panic = "booting\n[    9.1] Kernel panic - not syncing: Fatal exception in interrupt\nmore";
         assert_eq!(hang(panic).unwrap().lines().count(), 1);
+        let went = format!("booting{}", off("exit status 139 \nwhy"));
+        assert_eq!(hang(&went).unwrap(), "  serial| lab: it went off by itself: exit status 139  why\n");
         for other in [
             "",
             "[ 1.0] watchdog: BUG: soft lockup - CPU#1 stuck for 700",

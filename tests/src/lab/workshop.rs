@@ -4,9 +4,11 @@
 //! target/lab/cache/KIND-DIGEST/     finished pieces, shared by all runs: host trees, templates, images
 //! target/lab/cache/KIND-DIGEST.lock held while one is made
 //! target/lab/runs/PID/              disks, keys and logs of one run; removed at its end, or by the next run
+//! target/lab/runs/PID/PART/HOST/    a host of a part of it
 //! ```
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
 };
@@ -74,6 +76,31 @@ impl Workshop {
     /// The checkout.
     pub fn tree(&self) -> &Path {
         &self.tree
+    }
+
+    /// A part of this run with a directory of its own.
+    ///
+    /// # Errors
+    /// When there is one of that name, or it cannot be made.
+    pub fn part(&self, name: &str) -> Result<Self> {
+        let run = self.run.join(name);
+        fs::create_dir(&run).with_context(|| format!("make {}", run.display()))?;
+        Ok(Self { tree: self.tree.clone(), cache: self.cache.clone(), run })
+    }
+
+    /// What its hosts have written to their serial lines, each time that they were switched on, by the name of the file.
+    pub fn serial_logs(&self) -> BTreeMap<String, String> {
+        let mut logs = BTreeMap::new();
+        for host in fs::read_dir(&self.run).into_iter().flatten().flatten() {
+            for file in fs::read_dir(host.path()).into_iter().flatten().flatten() {
+                let name = file.path().strip_prefix(&self.run).unwrap_or(&file.path()).display().to_string();
+                if name.contains("/serial-") {
+                    let bytes = fs::read(file.path()).unwrap_or_default();
+                    logs.insert(name, String::from_utf8_lossy(&bytes).into_owned());
+                }
+            }
+        }
+        logs
     }
 
     /// The directory of this run.
