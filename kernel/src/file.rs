@@ -43,13 +43,20 @@ pub fn create_exclusive(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Has the kernel begin to bring what is dirty of `file` to the disk, and does not wait for that (sync_file_range(2)): whoever waits for it later
+/// waits for less. No promise by itself.
+pub fn begin_writing(file: &File) -> Result<()> {
+    crate::sys::begin_writing(file.as_fd()).during("begin to write", "a file")
+}
+
 /// Brings the name `path`, as it is or is no longer in its directory, to the disk (fsync(2) of the directory).
 pub fn sync_entry(path: &Path) -> Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory).and_then(|directory| directory.sync_all()).during("sync directory", directory.display())
 }
 
-/// [`write_atomic`] without the two fsync: for files below /run, where a crash of the host leaves nothing anyway.
+/// [`write_atomic`] without the two fsync: for files below /run, where a crash of the host leaves nothing anyway, and for those that
+/// the caller brings to the disk with others.
 /// A reader sees the old or the new content, whole.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let temporary = temporary_beside(path)?;

@@ -55,9 +55,23 @@ pub fn faults_of_the_other_host_leave_it_at_one(lab: &Lab<'_>) -> Result<()> {
         ))?;
     }
     let before = counted(a)?;
-    a.sh("vsctl migrate web1 b --live").context("over a slow line")?;
+    let done = a.run("RUST_LOG=info vsctl migrate web1 b --live").context("over a slow line")?;
+    let (ahead, rest) = (told(&done.errors(), "round 1: ")?, told(&done.errors(), "to send")?);
+    ensure!(done.code == 0 && ahead > 8.0 && rest < ahead / 4.0, "{ahead} MiB, and {rest} when it stood still: {done}");
     counts_on(b, before).context("over a slow line")?;
     nothing_at(a)
+}
+
+/// How much `said` tells of with `word`, in MiB: before it, or behind it if it ends with a colon and a space.
+fn told(said: &str, word: &str) -> Result<f64> {
+    let (before, after) = said.split_once(word).with_context(|| format!("nothing is told of {word:?}: {said}"))?;
+    let size = if word.ends_with(": ") { after.split(' ').next() } else { before.trim_end().rsplit(' ').next() };
+    let size = size.unwrap_or_default();
+    let factor = [("K", 1.0 / 1024.0), ("M", 1.0)]
+        .into_iter()
+        .find_map(|(unit, factor)| Some((size.strip_suffix(unit)?, factor)));
+    let (number, factor) = factor.with_context(|| format!("it is no size: {size:?}"))?;
+    Ok(number.parse::<f64>()? * factor)
 }
 
 /// Has the server's processes wait at the gate of `b`, does `fault` to `host`, and looks for the server at `a` alone.

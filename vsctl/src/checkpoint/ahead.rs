@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 
 use super::dump::{Subject, persistently};
 use super::image::survey;
-use super::{clear, give_to_server};
+use super::{OPEN, clear, give, give_way};
 use crate::checksum::Sum;
 use crate::criu;
 use crate::name::Name;
@@ -41,7 +41,9 @@ impl Ahead {
         let directory = directory(site, &server.name).join((number + 1).to_string());
         let write = || {
             fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-            give_to_server(site, server)?;
+            give_way(site, server)?;
+            // No other: what was sent already, and is touched again, has changed.
+            give(&directory, server.first_id(site), OPEN)?;
             if number == 0 {
                 subject.keep_program(&directory)?;
             }

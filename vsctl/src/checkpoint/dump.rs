@@ -260,6 +260,7 @@ impl<'a> Subject<'a> {
     /// What is written down of the server beside its images.
     fn manifest(&self, group: &Group, images: &Path, ahead: Option<&Ahead>) -> Result<Manifest> {
         let Self { server, status, .. } = self;
+        let files = image::survey(images)?;
         let groups =
             group.unified_directory().map_or_else(|| Ok(Vec::new()), |directory| guest_groups::survey(&directory));
         Ok(Manifest {
@@ -276,7 +277,7 @@ impl<'a> Subject<'a> {
             groups: groups?,
             settings: thread_settings::survey_in(group, status.pid),
             is_thin: false,
-            files: image::survey(images)?.into_iter().chain(ahead.into_iter().flat_map(Ahead::files)).collect(),
+            files: files.into_iter().chain(ahead.into_iter().flat_map(Ahead::files)).collect(),
         })
     }
 

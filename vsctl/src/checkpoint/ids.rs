@@ -52,7 +52,7 @@ pub fn give(directory: &Path, manifest: &mut Manifest, first: u32) -> Result<()>
     }
     let bytes = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
     let (now, was) = translated(&bytes, first).with_context(|| format!("{} is no map of ids", file.display()))?;
-    kernel::file::write_atomic(&file, &now)?;
+    kernel::file::replace(&file, &now, 0o644)?;
     manifest.note(directory, name)?;
     let own = was..was + IDS_PER_SERVER;
     let shift = |id: &mut u32| {

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
@@ -89,6 +89,15 @@ impl Manifest {
     /// When the disk refuses.
     pub fn seal(&self, directory: &Path) -> Result<()> {
         seal(directory, self.files.keys(), MANIFEST, self)
+    }
+
+    /// Puts the manifest beside the images in `directory`. They count when the caller has brought all of it to the disk: the disk is asked once,
+    /// not once for each image.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn write(&self, directory: &Path) -> Result<()> {
+        Ok(kernel::file::replace(&directory.join(MANIFEST), text(MANIFEST, self)?.as_bytes(), 0o644)?)
     }
 
     /// Compares the images in `directory` with what is written down of them. `hint` says what can be done about one that is damaged.
@@ -214,24 +223,33 @@ pub fn seal<'n>(
         let file = directory.join(image);
         File::open(&file).and_then(|file| file.sync_all()).with_context(|| format!("write {}", file.display()))?;
     }
-    let text = toml::to_string(record).with_context(|| format!("write {name} as TOML"))?;
-    Ok(kernel::file::write_atomic(&directory.join(name), text.as_bytes())?)
+    Ok(kernel::file::write_atomic(&directory.join(name), text(name, record)?.as_bytes())?)
 }
 
-/// The images in `directory`, and the program beside them.
+fn text(name: &str, record: &impl Serialize) -> Result<String> {
+    toml::to_string(record).with_context(|| format!("write {name} as TOML"))
+}
+
+/// The images in `directory`, and the program beside them. While they are read they begin to come to the disk.
 ///
 /// # Errors
 /// When they cannot be read.
 pub fn survey(directory: &Path) -> Result<BTreeMap<String, Sum>> {
-    let mut files = BTreeMap::new();
+    let mut images = Vec::new();
     for entry in fs::read_dir(directory).with_context(|| format!("read {}", directory.display()))? {
         let path = entry.with_context(|| format!("read {}", directory.display()))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if path.extension().is_some_and(|extension| extension == "img") || program::is_program(&name) {
-            files.insert(name, Sum::of(&path).with_context(|| format!("read {}", path.display()))?);
+            let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+            // What fails is told to whoever waits for it.
+            let _ = kernel::file::begin_writing(&file);
+            images.push((name, path));
         }
     }
-    Ok(files)
+    let sum = |(name, path): (String, PathBuf)| {
+        Ok((name, Sum::of(&path).with_context(|| format!("read {}", path.display()))?))
+    };
+    images.into_iter().map(sum).collect()
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail};
 use kernel::lock::Flock;
 
-use crate::criu::message::Options as CriuOptions;
+use crate::criu::message::{Features, Options as CriuOptions};
 use crate::criu::{Criu, Pages};
 use crate::events;
 use crate::failure::{Exit, Failure};
@@ -114,14 +114,18 @@ pub fn check(site: &Site, server: &Server, lock: &Flock) -> Result<()> {
 
 /// Names the images: from now on they count.
 fn commit(site: &Site, server: &Server, directory: &Path, manifest: &Manifest) -> Result<()> {
-    // The processes remember what they have written: it must be there when they come back, also after a power cut.
-    let volume = volume::writable(site, &server.name, server.spec.volume);
-    let opened = fs::File::open(&volume).with_context(|| format!("open {}", volume.display()))?;
-    rustix::fs::syncfs(&opened).with_context(|| format!("bring {} to the disk", volume.display()))?;
-    manifest.seal(directory)?;
+    manifest.write(directory)?;
+    // The images; and the processes remember what they have written: it must be there when they come back, also after a power cut.
+    sync(&volume::directory(site, &server.name))?;
     let named = state::suspended_directory(site, &server.name);
     fs::rename(directory, &named).with_context(|| format!("name {}", named.display()))?;
     Ok(kernel::file::sync_entry(&named)?)
+}
+
+/// Brings the file system that `directory` is on to the disk.
+fn sync(directory: &Path) -> Result<()> {
+    let opened = fs::File::open(directory).with_context(|| format!("open {}", directory.display()))?;
+    rustix::fs::syncfs(&opened).with_context(|| format!("bring {} to the disk", directory.display()))
 }
 
 /// Brings a suspended server back.
@@ -152,6 +156,7 @@ pub fn plan_resume(site: &Site, name: &Name) -> Result<Vec<String>> {
 /// What is written down of a suspended server's images, if they can be restored.
 fn resumable(site: &Site, server: &Server) -> Result<Manifest> {
     let manifest = known(site, server)?;
+    version(&criu(site))?;
     if manifest.is_thin {
         let message = format!("the memory of '{}' has not come from the other host", server.name);
         let hint =
@@ -173,7 +178,6 @@ fn known(site: &Site, server: &Server) -> Result<Manifest> {
     }
     let manifest = Manifest::read(&directory)?;
     check_fits(server, &manifest)?;
-    version(&criu(site))?;
     Ok(manifest)
 }
 
@@ -185,8 +189,8 @@ pub fn restorable(site: &Site, name: &Name) -> Result<Manifest> {
     resumable(site, &store::load(site, name)?)
 }
 
-/// The same of images that the caller has just written, by a checksum of their own: a server stands still meanwhile, and all of its
-/// memory is in them.
+/// The same of images that the caller has just written, by a checksum of their own, when it had looked whether CRIU is there: a server stands
+/// still meanwhile, and all of its memory is in them.
 ///
 /// # Errors
 /// As [`resume`], but for images that are damaged.
@@ -200,6 +204,7 @@ pub fn just_written(site: &Site, name: &Name) -> Result<Manifest> {
 /// As [`resume`].
 pub fn thin(site: &Site, name: &Name) -> Result<Manifest> {
     let manifest = known(site, &store::load(site, name)?)?;
+    version(&criu(site))?;
     let hint = "the host that it came from has it whole: `vsctl migrate --abort` there, or docs/migration.md";
     manifest.verify(&state::suspended_directory(site, name), hint)?;
     Ok(manifest)
@@ -258,7 +263,7 @@ pub fn restore(site: &Site, name: &Name, manifest: Manifest, memory: Memory, loc
     start::resume(site, name, image, lock)
 }
 
-/// Makes images that came with a server this host's own: `server` has its ids here.
+/// Makes images that came with a server this host's own: `server` has its ids here. The caller brings all of it to the disk.
 ///
 /// # Errors
 /// When they are damaged, or not the server's.
@@ -281,7 +286,7 @@ pub fn adopt(site: &Site, server: &Server) -> Result<()> {
     if ahead::directory(site, &server.name).exists() {
         give_to_server(site, server)?;
     }
-    manifest.seal(&directory)
+    manifest.write(&directory)
 }
 
 /// The directory of images that lack memory that can come later ([`make_thin`]).
@@ -326,10 +331,16 @@ pub fn take_pages(site: &Site, name: &Name) -> Result<Pages> {
 }
 
 /// Lets a server pass through the volume to what was written ahead of its memory.
-fn give_to_server(site: &Site, server: &Server) -> Result<()> {
-    let (first, rounds) = (server.first_id(site), ahead::directory(site, &server.name));
+fn give_way(site: &Site, server: &Server) -> Result<()> {
+    let first = server.first_id(site);
     give(&volume::directory(site, &server.name), first, PASS)?;
-    give(&rounds, first, PASS)?;
+    give(&ahead::directory(site, &server.name), first, PASS)
+}
+
+/// Lets it also into all that was.
+fn give_to_server(site: &Site, server: &Server) -> Result<()> {
+    give_way(site, server)?;
+    let (first, rounds) = (server.first_id(site), ahead::directory(site, &server.name));
     let read = || format!("read {}", rounds.display());
     for round in fs::read_dir(&rounds).with_context(read)? {
         let round = round.with_context(read)?;
@@ -440,6 +451,14 @@ const OLDEST: (i32, i32) = (3, 18);
 /// Exit 5 when there is none, or it is too old.
 pub fn criu_version(site: &Site) -> Result<String> {
     version(&criu(site))
+}
+
+/// What CRIU can do with this kernel.
+///
+/// # Errors
+/// When it does not answer.
+pub fn features(site: &Site) -> Result<Features> {
+    criu(site).features()
 }
 
 /// The newest CRIU of which no dump succeeds without UDP-Lite in the kernel: it asks for such sockets, and takes the answer that there

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -51,43 +52,50 @@ pub fn paths(root: &Path, wanted: BTreeSet<u64>, known: &[&str]) -> Result<Vec<P
     }
     let device = fs::symlink_metadata(root).with_context(|| format!("look at {}", root.display()))?.dev();
     let mut found = Vec::new();
-    // Mostly all are in there, and those are small.
+    // Mostly all are in there. Each round of memory comes by here: no step more than it takes.
     for place in known {
-        walk(&root.join(place.trim_start_matches('/')), device, &mut |_, number| {
+        let ended = walk(&root.join(place.trim_start_matches('/')), device, &mut |_, number| {
             left.remove(&number);
+            if left.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
+        if ended.is_break() {
+            return Ok(found);
+        }
     }
-    // A whole root may be large, and each round of memory comes by here.
-    if left.is_empty() {
-        return Ok(found);
-    }
-    walk(root, device, &mut |path, number| {
+    let _ = walk(root, device, &mut |path, number| {
         if left.remove(&number) {
             found.push(Path::new("/").join(path.strip_prefix(root).unwrap_or(path)));
         }
+        if left.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     Ok(found)
 }
 
-/// Shows `see` all that lies at and below `path` on `device`, with its number. What goes away meanwhile is left out, and no link is
-/// followed.
-fn walk(path: &Path, device: u64, see: &mut dyn FnMut(&Path, u64)) -> Result<()> {
+/// Shows `see` all that lies at and below `path` on `device`, with its number, until it has seen enough. What goes away meanwhile is left out,
+/// and no link is followed.
+fn walk(path: &Path, device: u64, see: &mut dyn FnMut(&Path, u64) -> ControlFlow<()>) -> Result<ControlFlow<()>> {
+    const ON: Result<ControlFlow<()>> = Ok(ControlFlow::Continue(()));
     let found = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return ON,
         found => found.with_context(|| format!("look at {}", path.display()))?,
     };
     if found.dev() != device {
-        return Ok(());
+        return ON;
     }
-    see(path, found.ino());
-    if !found.is_dir() {
-        return Ok(());
+    let seen = see(path, found.ino());
+    if seen.is_break() || !found.is_dir() {
+        return Ok(seen);
     }
     let entries = match fs::read_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return ON,
         entries => entries.with_context(|| format!("read {}", path.display()))?,
     };
-    entries.flatten().try_for_each(|entry| walk(&entry.path(), device, see))
+    for entry in entries.flatten() {
+        if walk(&entry.path(), device, see)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    ON
 }
 
 #[cfg(test)]

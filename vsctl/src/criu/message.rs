@@ -128,6 +128,20 @@ pub struct Request {
     /// The answer to a notification.
     #[prost(bool, optional, tag = "3")]
     pub notify_success: Option<bool>,
+    /// Which features are asked for: those that are true.
+    #[prost(message, optional, tag = "5")]
+    pub features: Option<Features>,
+}
+
+/// `criu_features`
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Features {
+    /// The kernel notes which pages change (`mem_track`; Documentation/admin-guide/mm/soft-dirty.rst).
+    #[prost(bool, optional, tag = "1")]
+    pub notes_changes: Option<bool>,
+    /// Memory can come when it is asked for (`lazy_pages`; userfaultfd(2)).
+    #[prost(bool, optional, tag = "2")]
+    pub brings_pages: Option<bool>,
 }
 
 /// `criu_notify`
@@ -170,6 +184,9 @@ pub struct Response {
     /// An errno.
     #[prost(int32, optional, tag = "7")]
     pub errno: Option<i32>,
+    /// Of a question for them.
+    #[prost(message, optional, tag = "8")]
+    pub features: Option<Features>,
     /// Why not.
     #[prost(string, optional, tag = "9")]
     pub message: Option<String>,
@@ -188,7 +205,7 @@ mod tests {
     fn words_are_criu_s() {
         // Written down from `protoc --encode=criu_req`: type 2, options with descriptor 5 and network_lock 3.
         let options = Options { images_dir_fd: 5, network_lock: Some(NETWORK_LOCK_SKIP), ..Options::default() };
-        let request = Request { kind: Kind::Restore as i32, options: Some(options), notify_success: None };
+        let request = Request { kind: Kind::Restore as i32, options: Some(options), ..Request::default() };
         assert_eq!(request.encode_to_vec(), [0x08, 2, 0x12, 5, 0x08, 5, 0x80, 0x04, 3]);
     }
 

@@ -21,7 +21,7 @@ use kernel::process;
 use prost::Message;
 
 use crate::failure::{Exit, Failure};
-use message::{Kind, Options, Request, Response};
+use message::{Features, Kind, Options, Request, Response};
 pub use pages::Pages;
 
 /// How many of the last lines of errors in a log are told.
@@ -77,13 +77,30 @@ impl Criu {
     /// # Errors
     /// Exit 5 when it is not there or does not answer.
     pub fn version(&self) -> Result<(i32, i32, i32)> {
+        let request = Request { kind: Kind::Version as i32, ..Request::default() };
+        let version = self.ask(&request)?.version.context("criu does not tell its version")?;
+        Ok((version.major, version.minor, version.sublevel.unwrap_or_default()))
+    }
+
+    /// What it and the kernel can do together. The first time after a boot of the host it looks at the whole kernel, which a dump or restore
+    /// does not have to do any more then.
+    ///
+    /// # Errors
+    /// Exit 5 when it is not there or does not answer.
+    pub fn features(&self) -> Result<Features> {
+        let wanted = Features { notes_changes: Some(true), brings_pages: Some(true) };
+        let request = Request { kind: Kind::FeatureCheck as i32, features: Some(wanted), ..Request::default() };
+        self.ask(&request)?.features.context("criu does not tell what it can do here")
+    }
+
+    /// Asks one question.
+    fn ask(&self, request: &Request) -> Result<Response> {
         let (channel, mut child) = self.spawn(None)?;
         // To one that has ended already nothing can be sent; that it does not answer says more.
-        let _ = channel.send(&Request { kind: Kind::Version as i32, ..Request::default() }.encode_to_vec(), &[]);
+        let _ = channel.send(&request.encode_to_vec(), &[]);
         let answer = receive(&channel);
         end(&mut child);
-        let version = answer?.0.version.context("criu does not tell its version")?;
-        Ok((version.major, version.minor, version.sublevel.unwrap_or_default()))
+        Ok(answer?.0)
     }
 
     /// Begins a dump or restore with images in `images`. Its log goes to `logs`, since images may be removed when it fails.
@@ -113,7 +130,7 @@ impl Criu {
         options.log_level = Some(4);
         let (channel, child) = self.spawn(lock)?;
         let session = Session { channel, child, kind, log, _directories: directories.map(OwnedFd::from) };
-        let request = Request { kind: kind as i32, options: Some(options), notify_success: None };
+        let request = Request { kind: kind as i32, options: Some(options), ..Request::default() };
         session.channel.send(&request.encode_to_vec(), &[])?;
         Ok(session)
     }
@@ -216,11 +233,13 @@ impl Session {
             return Err(Refusal(format!("criu failed{errno}: {}", self.why())).into());
         }
         if let Some(stage) = response.notify {
+            log::debug!("criu is at {}", stage.script.as_deref().unwrap_or_default());
             return Ok(Event::Stage { name: stage.script.unwrap_or_default(), pid: stage.pid, descriptors });
         }
         if response.kind != self.kind as i32 {
             bail!("criu answers something else than it was asked ({})", response.kind);
         }
+        log::debug!("criu is done");
         Ok(Event::Done)
     }
 
@@ -260,7 +279,7 @@ impl Session {
     }
 
     fn answer(&self, success: bool) -> Result<()> {
-        let request = Request { kind: Kind::Notify as i32, options: None, notify_success: Some(success) };
+        let request = Request { kind: Kind::Notify as i32, notify_success: Some(success), ..Request::default() };
         self.channel.send(&request.encode_to_vec(), &[]).with_context(|| self.why())
     }
 

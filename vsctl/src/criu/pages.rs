@@ -2,7 +2,7 @@
 //! for (`criu lazy-pages`, userfaultfd(2)). Each has one end of a socket; what lies between the other ends is the caller's.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -53,6 +53,7 @@ impl Criu {
     /// # Errors
     /// When the program cannot be run, or does not get as far as that.
     pub fn take_pages(&self, images: &Path, logs: &Path) -> Result<Pages> {
+        clear(logs)?;
         let (told, ready) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
         let pages = self.pages(&["lazy-pages", "--page-server"], images, logs, Some(&ready))?;
         drop(ready);
@@ -92,9 +93,30 @@ impl Criu {
     }
 }
 
-/// Removes what one leaves in `logs` that was killed with whom it worked for.
-pub fn clear(logs: &Path) {
-    let _ = std::fs::remove_file(logs.join(MEETING));
+/// Whether somebody has been told in `logs` that processes would be restored, or has left word of it.
+pub fn is_left(logs: &Path) -> bool {
+    logs.join(MEETING).exists()
+}
+
+/// Removes what one leaves in `logs` that was killed with whom it worked for. One that still waits for processes ends: somebody comes, and
+/// brings none.
+///
+/// # Errors
+/// When that is not possible.
+pub fn clear(logs: &Path) -> Result<()> {
+    let meeting = logs.join(MEETING);
+    if !is_left(logs) {
+        return Ok(());
+    }
+    // Its path may be longer than a socket's may be.
+    let directory = File::open(logs).with_context(|| format!("open {}", logs.display()))?;
+    match UnixStream::connect(format!("/proc/self/fd/{}/{MEETING}", directory.as_raw_fd())) {
+        Err(error) if error.kind() != io::ErrorKind::ConnectionRefused => {
+            return Err(error).with_context(|| format!("connect to {}", meeting.display()));
+        }
+        _ => {}
+    }
+    std::fs::remove_file(&meeting).with_context(|| format!("remove {}", meeting.display()))
 }
 
 impl Pages {
@@ -138,6 +160,37 @@ impl Drop for Pages {
             end(&mut self.child);
         }
         // Nobody meets there any more.
-        clear(&self.logs);
+        if let Err(error) = clear(&self.logs) {
+            log::warn!("{error:#}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn who_still_waits_is_told_that_nobody_comes() {
+        let directory = tempfile::tempdir().unwrap();
+        // Longer than a socket's path may be.
+        let logs = directory.path().join("x".repeat(120));
+        std::fs::create_dir(&logs).unwrap();
+        clear(&logs).unwrap();
+        let opened = File::open(&logs).unwrap();
+        let listener = UnixListener::bind(format!("/proc/self/fd/{}/{MEETING}", opened.as_raw_fd())).unwrap();
+        assert!(is_left(&logs));
+        clear(&logs).unwrap();
+        assert!(!is_left(&logs));
+        let (mut met, _) = listener.accept().unwrap();
+        assert_eq!(met.read(&mut [0]).unwrap(), 0);
+        drop(listener);
+        // Left by one that was killed: nobody listens.
+        drop(UnixListener::bind(format!("/proc/self/fd/{}/{MEETING}", opened.as_raw_fd())).unwrap());
+        assert!(is_left(&logs));
+        clear(&logs).unwrap();
+        assert!(!is_left(&logs));
     }
 }

@@ -15,6 +15,7 @@ use kernel::lock::Flock;
 
 use super::{Finding, Verdict, trial};
 use crate::checkpoint::{self, tree};
+use crate::criu::pages;
 use crate::edit;
 use crate::lifecycle::change::ChangeStep;
 use crate::lifecycle::facilities::{self, Facilities};
@@ -176,6 +177,11 @@ impl Round<'_> {
                 self.left(directory.display().to_string(), "images or a disk of no use", |_| remove_tree(&directory));
             }
             if !state::is_running(self.site, &name)? {
+                let logs = self.site.server(&name);
+                if pages::is_left(&logs) {
+                    let detail = "criu waits there, or has waited, to bring memory of processes that do not come";
+                    self.left(format!("server {name}"), detail, |_| pages::clear(&logs));
+                }
                 continue;
             }
             // One whose spec cannot be read is another's finding.

@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{llistxattr, lremovexattr};
@@ -21,6 +21,12 @@ use super::wire::Size;
 /// What has changed so shortly before a survey may change once more and keep its time: times are those of the kernel's last tick, on
 /// some file systems of the last second, and a long write has the time of its beginning.
 const SETTLED_NS: i128 = 5_000_000_000;
+
+/// What has rested so long may do so until it is settled.
+const RESTS_NS: i128 = 1_000_000_000;
+
+/// How much has to rest for somebody to wait for it, in bytes.
+const WORTH_WAITING: u64 = 4 << 20;
 
 /// What a file has as long as it is not changed, and its space, which comes and goes while it is brought to the disk.
 #[derive(Debug, Clone, Copy)]
@@ -90,6 +96,16 @@ impl Survey {
             Ok(())
         })?;
         Ok(survey)
+    }
+
+    /// How long it takes until what was written lately, and rests since, is settled; none when that is little.
+    pub fn time_to_settle(&self) -> Option<Duration> {
+        let rests = |stamp: &&Stamp| (RESTS_NS..SETTLED_NS).contains(&(self.began_ns - stamp.changed_ns));
+        let resting = || self.files.values().filter(rests);
+        let youngest = resting().map(|stamp| stamp.changed_ns).max()?;
+        let left = u64::try_from(youngest + SETTLED_NS - self.began_ns).ok()?;
+        let bytes: u64 = resting().map(|stamp| stamp.disk_bytes).sum();
+        (bytes >= WORTH_WAITING).then(|| Duration::from_nanos(left))
     }
 
     /// Adds files that will not change any more.

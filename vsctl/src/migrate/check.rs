@@ -8,6 +8,8 @@ use kernel::cgroup::{Controller, Hierarchies};
 use super::ladder::Hindrance;
 use super::processes;
 use super::wire::{Checked, Offer, Problem, Size};
+use crate::checkpoint;
+use crate::criu::message::Features;
 use crate::doctor;
 use crate::edit;
 use crate::failure::{Exit, Failure, exit_of};
@@ -56,6 +58,16 @@ pub fn look(site: &Site, offer: &Offer, spec: &Spec) -> Result<Checked> {
             Ok(here) => {
                 let problems = processes::problems(&here, theirs, offer.is_postcopy).into_iter();
                 problems.for_each(|problem| note(Err(problem).context(Hindrance::Unfit)));
+            }
+            Err(error) => note(Err(error.context(Hindrance::Unfit))),
+        }
+        // In any case: what CRIU has to know of the kernel it knows when a server stands still.
+        match checkpoint::features(site) {
+            Ok(Features { brings_pages: Some(true), .. }) => {}
+            Ok(_) if !offer.is_postcopy => {}
+            Ok(_) => {
+                let message = "the kernel's userfaultfd(2) cannot do what CRIU needs for post-copy";
+                note(Err(anyhow::Error::from(Failure::new(Exit::Unsupported, message)).context(Hindrance::Unfit)));
             }
             Err(error) => note(Err(error.context(Hindrance::Unfit))),
         }

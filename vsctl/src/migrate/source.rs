@@ -4,6 +4,7 @@
 //! target's, and `--continue` says so again until the target has heard it and the copy here is gone.
 
 use std::io::{Read, Write};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -236,6 +237,11 @@ fn examine(site: &Site, server: &Server, pause: &Pause, template: Option<&Held>,
     let mut size = Place::of(site, name, &server.spec)?.survey(name)?.size();
     if runs && is_whole {
         checkpoint::check(site, server, lock).context(Hindrance::Unfit)?;
+        if checkpoint::features(site)?.notes_changes != Some(true) && matches!(pause, Pause::Live(..)) {
+            let message = "the kernel does not note which memory changes (soft-dirty), which --live needs";
+            return Err(Failure::new(Exit::Unsupported, message).hint("--near-live does without"))
+                .context(Hindrance::Unfit);
+        }
         // An upper bound: what is in files is not in the images. What is sent ahead may all have to be sent again.
         let usage = World::new(site).group(&site.server_cgroup(name))?.usage()?;
         let bytes =
@@ -387,7 +393,12 @@ impl<'a> Departure<'a> {
         let mut before = None;
         if found.runs {
             progress.phase("sending the volume", Some(found.size.bytes));
-            let survey = place.survey_root()?;
+            let mut survey = place.survey_root()?;
+            if let Some(time) = survey.time_to_settle() {
+                // It would be sent twice, and the second time when the server stands still.
+                thread::sleep(time);
+                survey = place.survey_root()?;
+            }
             // In this order: see `changes`.
             place.sync()?;
             self.send_files(server, &place, Wanted::Root, None, progress)?;
@@ -427,6 +438,7 @@ impl<'a> Departure<'a> {
             Some(before) => {
                 let now = if self.later.is_some() { Place::survey_thin } else { Place::survey };
                 let changes = now(&place, &server.name)?.since(&before);
+                log::info!("'{}': {} to send while it stands still", server.name, show_bytes(changes.size.bytes));
                 progress.phase("sending what has changed", Some(changes.size.bytes));
                 self.send_files(server, &place, Wanted::Names(&changes.names), Some(&changes.listing), progress)?;
             }
@@ -479,6 +491,8 @@ impl<'a> Departure<'a> {
             progress.phase(&format!("sending memory, round {round}"), Some(bytes));
             let member = place.below(&directory)?;
             self.send_files(server, place, Wanted::Member(&member), None, progress)?;
+            // Now, and not when the server stands still and all that there is has to be on the disk.
+            place.sync()?;
             before.include_settled(Survey::take(&place.directory, &[&member])?);
             // As this round is to the one before, so will be what has changed during it; after the first, nobody knows.
             let took = began.elapsed();

@@ -21,6 +21,7 @@ use crate::checkpoint::{self, Memory};
 use crate::events;
 use crate::failure::{Exit, Failure, exit_of};
 use crate::lifecycle::arrive::Arrival;
+use crate::lifecycle::facilities::Facilities;
 use crate::lifecycle::gate::Lifeline;
 use crate::lifecycle::start::{self, Starting};
 use crate::lifecycle::state::{self, State};
@@ -201,7 +202,21 @@ impl Session<'_> {
         Ok(held)
     }
 
+    /// Takes in all but processes, and makes this host ready for those, too.
     fn take_in(&mut self, offer: &Offer, spec: &Spec) -> Result<()> {
+        if offer.processes.is_some() {
+            // Now, and not when they stand still. It forks, so nobody says meanwhile that we work.
+            wait_for_joined_threads();
+            Facilities(self.site).ensure()?;
+            Facilities(self.site).ensure_view()?;
+        }
+        self.take_in_files(offer, spec).map_err(|error| match Facilities(self.site).remove_unused() {
+            Ok(()) => error,
+            Err(left) => anyhow!("{error:#}; {left:#}"),
+        })
+    }
+
+    fn take_in_files(&mut self, offer: &Offer, spec: &Spec) -> Result<()> {
         let _working = self.channel.alive();
         self.moment()?;
         let site = self.site;
@@ -254,14 +269,16 @@ impl Session<'_> {
                 other => return Err(unexpected(&other)),
             }
             files::unpack(self.site, name, &place, spec, &mut Bulk::new(&mut self.channel))?;
+            // What comes while the server runs is on the disk before it stands still.
+            place.sync()?;
             self.channel.send(&Message::Arrived)?;
         }
         if let Some(listing) = listing {
             changes::check_whole(&place.directory, &place.members(), &listing)?;
         }
-        place.sync()?;
         let server = Server { name: name.clone(), spec: spec.clone(), record: record.clone() };
         checkpoint::adopt(self.site, &server)?;
+        place.sync()?;
         self.moment()
     }
 

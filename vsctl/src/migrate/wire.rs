@@ -36,6 +36,11 @@ const DATA: u8 = 2;
 /// Nothing but that somebody works: a frame without a body, which may come between any two others.
 pub const ALIVE: u8 = 3;
 
+/// Which message it is, without what it says.
+fn word(message: &Message) -> String {
+    format!("{message:?}").split(|letter: char| !letter.is_alphanumeric()).next().unwrap_or_default().to_owned()
+}
+
 /// Something one side says. In the order of a migration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -272,6 +277,7 @@ impl<R: Read, W: Write> Channel<R, W> {
     /// # Errors
     /// When the connection is gone.
     pub fn send(&mut self, message: &Message) -> Result<()> {
+        log::debug!("says {}", word(message));
         let body = serde_json::to_vec(message).context("write a message as JSON")?;
         self.frame(MESSAGE, &body)
     }
@@ -339,7 +345,10 @@ impl<R: Read, W: Write> Channel<R, W> {
     pub fn receive(&mut self) -> Result<Message> {
         match self.frame_in()? {
             Frame::Message(Message::Failed(problem)) => Err(problem.into_failure().into()),
-            Frame::Message(message) => Ok(message),
+            Frame::Message(message) => {
+                log::debug!("hears {}", word(&message));
+                Ok(message)
+            }
             Frame::Data(_) => bail!("the other side sends data where a message was expected"),
         }
     }

@@ -543,7 +543,9 @@ impl<'a> Watch<'a> {
         if let Err(error) = lifecycle::stop::end_at_once(self.site, self.name) {
             log::error!("the monitor of '{}': {error:#}", self.name);
         }
-        pages::clear(&self.site.server(self.name));
+        if let Err(error) = pages::clear(&self.site.server(self.name)) {
+            log::error!("the monitor of '{}': {error:#}", self.name);
+        }
     }
 
     fn notify_number(&self) -> RawFd {
