@@ -11,7 +11,7 @@ mod volume;
 use std::{fs, process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result};
-use system_tests::lab::{Image, Payload, Workshop, definition, pair, pair::Pair};
+use system_tests::lab::{Image, Payload, Workshop, definition, pair::Pair, pair_with};
 
 use crate::Options;
 use ground::{Kind, LOAD};
@@ -19,15 +19,18 @@ use report::{Table, ratio, replace, seconds};
 
 /// The host, twice.
 const HOST: &str = "debian-13";
+/// Its memory, in MiB: the largest server, and as much for its images.
+const MEMORY_MIB: u32 = 3072;
 /// How often each is measured, and one that takes minutes.
 const ROUNDS: usize = 3;
 const ONCE: usize = 1;
 
-const KINDS: [Kind; 4] = [
+const KINDS: [Kind; 5] = [
     Kind { what: "busybox, idle", template: "busybox", mib: 0, changes_kib: 0, rounds: ROUNDS },
     Kind { what: "Debian 13 with systemd, idle", template: "debian-13", mib: 0, changes_kib: 0, rounds: ROUNDS },
     Kind { what: "64 MiB, of which 512 KiB/s change", template: "busybox", mib: 64, changes_kib: 512, rounds: ROUNDS },
     Kind { what: "256 MiB, of which 512 KiB/s change", template: "busybox", mib: 256, changes_kib: 512, rounds: ONCE },
+    Kind { what: "1 GiB, of which 512 KiB/s change", template: "busybox", mib: 1024, changes_kib: 512, rounds: ONCE },
 ];
 
 /// Downtime wanted of pre-copy, against stop-and-copy.
@@ -44,7 +47,7 @@ pub fn run(workshop: &Workshop, payload: &Payload, options: &Options) -> Result<
     payload.bring(LOAD, load)?;
     let definition = definition::named(HOST)?;
     let image = Image::of(workshop, &definition, &payload.vsctl())?;
-    let pair = pair(workshop, &definition, &image, payload)?;
+    let pair = pair_with(workshop, &definition, &image, payload, Some(MEMORY_MIB))?;
     ground::prepare(&pair)?;
     eprintln!("lab: two hosts are ready after {} s", began.elapsed().as_secs());
     let text = measure(&pair, &options.filter, began)?;

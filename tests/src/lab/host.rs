@@ -23,7 +23,7 @@ use crate::command::{Finished, Invocation, patient};
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// How long one command in it may take unless the caller knows better.
 const COMMAND_LIMIT: Duration = Duration::from_secs(300);
-/// Memory of a host, in MiB.
+/// Memory of a host, in MiB, unless it is [given](Host::give) more.
 const MEMORY_MIB: u32 = 2048;
 /// How many lines of its serial log an error shows.
 const SERIAL_LINES: usize = 40;
@@ -36,6 +36,7 @@ pub struct Host {
     payload: Payload,
     directory: PathBuf,
     segment: Option<Segment>,
+    memory_mib: u32,
     machine: Option<Machine>,
     boots: u32,
 }
@@ -77,6 +78,7 @@ impl Host {
             payload: payload.clone(),
             directory,
             segment: None,
+            memory_mib: MEMORY_MIB,
             machine: None,
             boots: 0,
         };
@@ -88,6 +90,11 @@ impl Host {
     /// Puts it onto a segment; before it is switched on.
     pub(super) fn join(&mut self, segment: Segment) {
         self.segment = Some(segment);
+    }
+
+    /// Gives it `memory_mib` of memory; before it is switched on.
+    pub(super) fn give(&mut self, memory_mib: u32) {
+        self.memory_mib = memory_mib;
     }
 
     /// Its name in `hosts.toml`.
@@ -131,7 +138,7 @@ impl Host {
             disk: &disk,
             payload: self.payload.archive(),
             serial: &serial,
-            memory_mib: MEMORY_MIB,
+            memory_mib: self.memory_mib,
             segment: self.segment.clone(),
         };
         self.machine = Some(Machine::start(&parts)?);

@@ -22,6 +22,6 @@ pub mod workshop;
 pub use definition::Definition;
 pub use host::Host;
 pub use image::Image;
-pub use pair::pair;
+pub use pair::{pair, pair_with};
 pub use payload::Payload;
 pub use workshop::Workshop;

@@ -23,6 +23,20 @@ pub struct Pair {
 /// # Errors
 /// When one does not come up.
 pub fn pair(workshop: &Workshop, definition: &Definition, image: &Image, payload: &Payload) -> Result<Pair> {
+    pair_with(workshop, definition, image, payload, None)
+}
+
+/// The same, with `memory_mib` of memory each.
+///
+/// # Errors
+/// As [`pair`].
+pub fn pair_with(
+    workshop: &Workshop,
+    definition: &Definition,
+    image: &Image,
+    payload: &Payload,
+    memory_mib: Option<u32>,
+) -> Result<Pair> {
     let mut number = PAIRS.lock().unwrap_or_else(PoisonError::into_inner);
     *number += 1;
     let place = format!("pair-{number}");
@@ -31,6 +45,7 @@ pub fn pair(workshop: &Workshop, definition: &Definition, image: &Image, payload
     payload.add("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n192.0.2.1 a\n192.0.2.2 b\n")?;
     let make = |name: &str, number: u8| -> Result<Host> {
         let mut host = Host::make(workshop, definition, image, payload, &format!("{place}-{name}"))?;
+        memory_mib.into_iter().for_each(|memory_mib| host.give(memory_mib));
         host.join(Segment { directory: directory.clone(), number, other: 3 - number });
         host.begin()?;
         Ok(host)

@@ -82,7 +82,7 @@ impl<'a> Subject<'a> {
         let status = state::status(site, &server.name)?.context("the server has just ended")?;
         check_spec(server, &status)?;
         let criu = super::criu(site);
-        let version = super::version(&criu)?;
+        let version = super::version(site)?;
         check_processes(site, server, &status)?;
         let program = (status.init == OWN_INIT).then(|| program::of(status.pid)).transpose()?;
         let group = World::new(site).group(&site.server_cgroup(&server.name))?;

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dump::{Subject, Then};
 use super::image::Manifest;
-use super::{check_fits, clear, criu, resume_held, version};
+use super::{check_fits, clear, resume_held, version};
 use crate::edit;
 use crate::events::{self, Kind};
 use crate::failure::{Exit, Failure};
@@ -334,7 +334,7 @@ impl Kept {
             let manifest = Manifest::read(&images)?;
             check_fits(server, &manifest)?;
             manifest.verify(&images, hint)?;
-            version(&criu(site))?;
+            version(site)?;
         }
         let disk = self.volume().join(volume::layer(server.spec.volume));
         if survey(&disk)?.digest != self.record.disk_digest {

@@ -156,7 +156,7 @@ pub fn plan_resume(site: &Site, name: &Name) -> Result<Vec<String>> {
 /// What is written down of a suspended server's images, if they can be restored.
 fn resumable(site: &Site, server: &Server) -> Result<Manifest> {
     let manifest = known(site, server)?;
-    version(&criu(site))?;
+    version(site)?;
     if manifest.is_thin {
         let message = format!("the memory of '{}' has not come from the other host", server.name);
         let hint =
@@ -204,7 +204,7 @@ pub fn just_written(site: &Site, name: &Name) -> Result<Manifest> {
 /// As [`resume`].
 pub fn thin(site: &Site, name: &Name) -> Result<Manifest> {
     let manifest = known(site, &store::load(site, name)?)?;
-    version(&criu(site))?;
+    version(site)?;
     let hint = "the host that it came from has it whole: `vsctl migrate --abort` there, or docs/migration.md";
     manifest.verify(&state::suspended_directory(site, name), hint)?;
     Ok(manifest)
@@ -450,7 +450,7 @@ const OLDEST: (i32, i32) = (3, 18);
 /// # Errors
 /// Exit 5 when there is none, or it is too old.
 pub fn criu_version(site: &Site) -> Result<String> {
-    version(&criu(site))
+    version(site)
 }
 
 /// What CRIU can do with this kernel.
@@ -478,8 +478,8 @@ pub fn doubt(site: &Site) -> Result<Option<String>> {
     Ok(lacks.then(|| said.to_owned()))
 }
 
-fn version(criu: &Criu) -> Result<String> {
-    let (major, minor, sublevel) = criu.version()?;
+fn version(site: &Site) -> Result<String> {
+    let (major, minor, sublevel) = criu(site).version_noted(&site.run().join("criu"))?;
     if (major, minor) < OLDEST {
         let message =
             format!("criu {major}.{minor}.{sublevel} is too old: {}.{} or newer is needed", OLDEST.0, OLDEST.1);

@@ -9,6 +9,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -80,6 +81,37 @@ impl Criu {
         let request = Request { kind: Kind::Version as i32, ..Request::default() };
         let version = self.ask(&request)?.version.context("criu does not tell its version")?;
         Ok((version.major, version.minor, version.sublevel.unwrap_or_default()))
+    }
+
+    /// The same, from the file `note`, if it was this program that was asked then: to run it takes longer than all else that a suspend does beside it.
+    ///
+    /// # Errors
+    /// As [`Self::version`].
+    pub fn version_noted(&self, note: &Path) -> Result<(i32, i32, i32)> {
+        let Some(program) = self.mark() else { return self.version() };
+        if let Some(version) = fs::read_to_string(note).ok().and_then(|text| noted(&text, &program)) {
+            return Ok(version);
+        }
+        let version = self.version()?;
+        let text = format!("{program}{} {} {}\n", version.0, version.1, version.2);
+        // It is asked again next time.
+        if let Err(error) = kernel::file::replace(note, text.as_bytes(), 0o644) {
+            log::debug!("{error}");
+        }
+        Ok(version)
+    }
+
+    /// What the program has as long as it is the same, as a line; none where only running it tells what it is.
+    fn mark(&self) -> Option<String> {
+        if self.program.is_relative() && self.program.components().nth(1).is_some() {
+            return None;
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        // One that is named by a path is where that says, whatever it is joined to.
+        let found =
+            std::env::split_paths(&path).find_map(|directory| fs::metadata(directory.join(&self.program)).ok())?;
+        let (length, changed, changed_ns) = (found.len(), found.ctime(), found.ctime_nsec());
+        Some(format!("{} {} {length} {changed} {changed_ns}\n", found.dev(), found.ino()))
     }
 
     /// What it and the kernel can do together. The first time after a boot of the host it looks at the whole kernel, which a dump or restore
@@ -294,6 +326,15 @@ impl Drop for Session {
     }
 }
 
+/// The version in a note about `program`.
+fn noted(text: &str, program: &str) -> Option<(i32, i32, i32)> {
+    let numbers = text.strip_prefix(program)?.trim_end().split(' ').map(|word| word.parse().ok());
+    match numbers.collect::<Option<Vec<i32>>>()?[..] {
+        [major, minor, sublevel] => Some((major, minor, sublevel)),
+        _ => None,
+    }
+}
+
 /// The last errors in a log, and where it is.
 fn why(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
@@ -359,6 +400,24 @@ mod tests {
         let error = Criu::at(Path::new("/nowhere/criu")).version().unwrap_err();
         assert_eq!(crate::failure::exit_of(&error), Exit::Unsupported);
         assert!(crate::failure::hint_of(&error).unwrap().contains("vsos.toml"));
+    }
+
+    #[test]
+    fn a_version_is_noted_for_the_program_that_told_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (program, note) = (directory.path().join("criu"), directory.path().join("note"));
+        // It cannot be asked: what is known comes from the note.
+        fs::write(&program, "").unwrap();
+        let criu = Criu::at(&program);
+        criu.version_noted(&note).unwrap_err();
+        fs::write(&note, format!("{}4 1 1\n", criu.mark().unwrap())).unwrap();
+        assert_eq!(criu.version_noted(&note).unwrap(), (4, 1, 1));
+        fs::write(&program, "another").unwrap();
+        criu.version_noted(&note).unwrap_err();
+        for damaged in ["4 1", "4 1 x", "4 1 1 1", ""] {
+            fs::write(&note, format!("{}{damaged}", criu.mark().unwrap())).unwrap();
+            criu.version_noted(&note).unwrap_err();
+        }
     }
 
     #[test]

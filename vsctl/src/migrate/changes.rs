@@ -353,6 +353,24 @@ mod tests {
     }
 
     #[test]
+    fn what_rests_is_waited_for_if_it_is_much() {
+        let root = tree();
+        fs::write(root.path().join("volume/etc/a"), vec![1; 5 << 20]).unwrap();
+        let later = |seconds: f64| {
+            let mut survey = survey(root.path());
+            survey.began_ns += (seconds * 1e9) as i128;
+            survey.time_to_settle()
+        };
+        // It may still be being written.
+        assert_eq!(later(0.2), None);
+        let left = later(1.5).unwrap().as_secs_f64();
+        assert!((3.0..=3.5).contains(&left), "{left}");
+        assert_eq!(later(9.0), None);
+        fs::write(root.path().join("volume/etc/a"), "little").unwrap();
+        assert_eq!(later(1.5), None);
+    }
+
+    #[test]
     fn directories_that_changed_places_and_back_are_sent_whole() {
         let root = tree();
         let etc = root.path().join("volume/etc");

@@ -204,7 +204,7 @@ impl Subject {
         }
         let tree = Members::of(pid)?;
         let criu = criu(site);
-        let version = version(&criu)?;
+        let version = version(site)?;
         refuse(&format!("the tree of process {pid}"), &blockers::find(&tree)?)?;
         Ok(Self { pid, pidfd: PidFd::open(pid)?, criu, version })
     }
@@ -340,7 +340,7 @@ pub fn restore(site: &Site, label: &Name) -> Result<(i32, PidFd)> {
     let lock = lock(site, label)?;
     let kept = Kept::open(site, label)?;
     let criu = criu(site);
-    version(&criu)?;
+    version(site)?;
     clear(site, label)?;
     kept.check()?;
     fault(RESTORE, 1)?;
