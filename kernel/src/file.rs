@@ -43,6 +43,27 @@ pub fn create_exclusive(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// A file system that will be written to. Whoever opens it after a write is not told that the write has failed, if somebody else was: so it is opened
+/// before (syncfs(2)).
+#[derive(Debug)]
+pub struct FileSystem {
+    opened: File,
+    path: PathBuf,
+}
+
+impl FileSystem {
+    /// The one that `directory` is on.
+    pub fn of(directory: &Path) -> Result<Self> {
+        let opened = File::open(directory).during("open", directory.display())?;
+        Ok(Self { opened, path: directory.to_owned() })
+    }
+
+    /// Brings all of it to the disk, and tells of what could not be written since it was opened, or since the last time.
+    pub fn sync(&self) -> Result<()> {
+        rustix::fs::syncfs(&self.opened).during("bring to the disk", self.path.display())
+    }
+}
+
 /// Has the kernel begin to bring what is dirty of `file` to the disk, and does not wait for that (sync_file_range(2)): whoever waits for it later
 /// waits for less. No promise by itself.
 pub fn begin_writing(file: &File) -> Result<()> {

@@ -11,16 +11,18 @@ mod volume;
 use std::{fs, process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result};
-use system_tests::lab::{Image, Payload, Workshop, definition, pair::Pair, pair_with};
+use system_tests::lab::{Image, Larger, Payload, Workshop, definition, pair::Pair, pair_with};
 
 use crate::Options;
+use disk::Disk;
 use ground::{Kind, LOAD};
+use pause::Pause;
 use report::{Table, ratio, replace, seconds};
 
 /// The host, twice.
 const HOST: &str = "debian-13";
-/// Its memory, in MiB: the largest server, and as much for its images.
-const MEMORY_MIB: u32 = 3072;
+/// Room for the largest server and, several times, for its images.
+const LARGER: Larger = Larger { memory_mib: 3072, disk_gib: 16 };
 /// How often each is measured, and one that takes minutes.
 const ROUNDS: usize = 3;
 const ONCE: usize = 1;
@@ -47,11 +49,12 @@ pub fn run(workshop: &Workshop, payload: &Payload, options: &Options) -> Result<
     payload.bring(LOAD, load)?;
     let definition = definition::named(HOST)?;
     let image = Image::of(workshop, &definition, &payload.vsctl())?;
-    let pair = pair_with(workshop, &definition, &image, payload, Some(MEMORY_MIB))?;
+    let pair = pair_with(workshop, &definition, &image, payload, Some(LARGER))?;
     ground::prepare(&pair)?;
     eprintln!("lab: two hosts are ready after {} s", began.elapsed().as_secs());
-    let text = measure(&pair, &options.filter, began)?;
+    let (text, ended) = measure(&pair, &options.filter, began);
     println!("\n{text}");
+    ended?;
     if let Some(file) = &options.write {
         let document = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
         let new = replace(&document, &text).with_context(|| format!("write into {}", file.display()))?;
@@ -60,64 +63,105 @@ pub fn run(workshop: &Workshop, payload: &Payload, options: &Options) -> Result<
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(pair: &Pair, filter: &str, began: Instant) -> Result<String> {
-    let [a, _] = &pair.hosts;
-    let mut pauses = Table::new(&[
-        "server",
-        "nothing is done",
-        "kept, `--leave-running`",
-        "`--near-live`",
-        "`--live`",
-        "live / near-live",
-        "wanted",
-        "`--near-live --postcopy`",
-        "`--live --postcopy`",
-    ]);
-    let mut whole =
-        Table::new(&["server", "`migrate --near-live`", "`--live`", "`--near-live --postcopy`", "`--live --postcopy`"]);
-    let mut dumps = Table::new(&[
-        "server",
-        "images",
-        "`vsctl suspend`",
-        "CRIU in it",
-        "bare `criu dump`",
-        "its images synced",
-        "ratio (without a bare one: to CRIU in it)",
-        "wanted",
-    ]);
-    let mut restores = Table::new(&["server", "`vsctl resume`", "CRIU in it", "ratio", "wanted"]);
-    for kind in KINDS.iter().filter(|kind| kind.what.contains(filter)) {
-        kind.begin(a, a).with_context(|| format!("begin {}", kind.what))?;
-        let pause = pause::measure(pair, kind.rounds).with_context(|| kind.what.to_owned())?;
-        let disk = disk::measure(a, kind.rounds, kind.template == "busybox").with_context(|| kind.what.to_owned())?;
-        a.sh("vsctl destroy --force web1")?;
-        eprintln!("lab: measured after {} s: {}", began.elapsed().as_secs(), kind.what);
-        let what = kind.what.to_owned();
+/// What was measured, as text, and what ended it before the end.
+fn measure(pair: &Pair, filter: &str, began: Instant) -> (String, Result<()>) {
+    let mut tables = Tables::new();
+    let ended = tables.measure(pair, filter, began);
+    (tables.render(), ended)
+}
+
+/// All that is measured, as far as it is.
+struct Tables {
+    pauses: Table,
+    whole: Table,
+    dumps: Table,
+    restores: Table,
+    sent: Table,
+}
+
+impl Tables {
+    fn new() -> Self {
+        Self {
+            pauses: Table::new(&[
+                "server",
+                "nothing is done",
+                "kept, `--leave-running`",
+                "`--near-live`",
+                "`--live`",
+                "live / near-live",
+                "wanted",
+                "`--near-live --postcopy`",
+                "`--live --postcopy`",
+            ]),
+            whole: Table::new(&[
+                "server",
+                "`migrate --near-live`",
+                "`--live`",
+                "`--near-live --postcopy`",
+                "`--live --postcopy`",
+            ]),
+            dumps: Table::new(&[
+                "server",
+                "images",
+                "`vsctl suspend`",
+                "CRIU in it",
+                "bare `criu dump`",
+                "its images synced",
+                "ratio (without a bare one: to CRIU in it)",
+                "wanted",
+            ]),
+            restores: Table::new(&["server", "`vsctl resume`", "CRIU in it", "ratio", "wanted"]),
+            sent: Table::new(&["server", "sent", "changed", "sent / changed", "wanted"]),
+        }
+    }
+
+    fn measure(&mut self, pair: &Pair, filter: &str, began: Instant) -> Result<()> {
+        let [a, _] = &pair.hosts;
+        for kind in KINDS.iter().filter(|kind| kind.what.contains(filter)) {
+            kind.begin(a, a).with_context(|| format!("begin {}", kind.what))?;
+            let pause = pause::measure(pair, kind.rounds).with_context(|| kind.what.to_owned())?;
+            self.add_pause(kind.what, &pause);
+            let can_be_bare = kind.template == "busybox";
+            let disk = disk::measure(a, kind.rounds, can_be_bare).with_context(|| kind.what.to_owned())?;
+            self.add_disk(kind.what, &disk);
+            a.sh("vsctl destroy --force web1")?;
+            eprintln!("lab: measured after {} s: {}", began.elapsed().as_secs(), kind.what);
+        }
+        for volume in volume::measure(pair)? {
+            let [by, met] = ratio(Some(volume.sent as f64), Some(volume.changed as f64), VOLUME);
+            let mb = |bytes: u64| format!("{:.2} MB", bytes as f64 / 1e6);
+            self.sent.add(vec![volume.what.to_owned(), mb(volume.sent), mb(volume.changed), by, met]);
+        }
+        Ok(())
+    }
+
+    fn add_pause(&mut self, what: &str, pause: &Pause) {
         let [near_live, live, ..] = &pause.moved;
         let [by, met] = ratio(live.median(), near_live.median(), LIVE);
         let [quiet, kept] = [&pause.quiet, &pause.kept].map(seconds);
         let [near_live, live, later, live_later] = pause.moved.each_ref().map(seconds);
-        pauses.add(vec![what.clone(), quiet, kept, near_live, live, by, met, later, live_later]);
-        whole.add(std::iter::once(what.clone()).chain(pause.took.iter().map(seconds)).collect());
+        self.pauses.add(vec![what.to_owned(), quiet, kept, near_live, live, by, met, later, live_later]);
+        self.whole.add(std::iter::once(what.to_owned()).chain(pause.took.iter().map(seconds)).collect());
+    }
+
+    fn add_disk(&mut self, what: &str, disk: &Disk) {
         let images = format!("{:.1} MiB", disk.bytes as f64 / f64::from(1 << 20));
         let criu = disk.bare_dump.median().or(disk.criu_in_suspend.median());
         let [by, met] = ratio(disk.suspend.median(), criu, DISK);
         let [suspend, criu, bare, sync] =
             [&disk.suspend, &disk.criu_in_suspend, &disk.bare_dump, &disk.bare_sync].map(seconds);
-        dumps.add(vec![what.clone(), images, suspend, criu, bare, sync, by, met]);
+        self.dumps.add(vec![what.to_owned(), images, suspend, criu, bare, sync, by, met]);
         let [by, met] = ratio(disk.resume.median(), disk.criu_in_resume.median(), DISK);
         let [resume, criu] = [&disk.resume, &disk.criu_in_resume].map(seconds);
-        restores.add(vec![what, resume, criu, by, met]);
+        self.restores.add(vec![what.to_owned(), resume, criu, by, met]);
     }
-    let mut sent = Table::new(&["server", "sent", "changed", "sent / changed", "wanted"]);
-    for volume in volume::measure(pair)? {
-        let [by, met] = ratio(Some(volume.sent as f64), Some(volume.changed as f64), VOLUME);
-        let mb = |bytes: u64| format!("{:.2} MB", bytes as f64 / 1e6);
-        sent.add(vec![volume.what.to_owned(), mb(volume.sent), mb(volume.changed), by, met]);
+
+    fn render(&self) -> String {
+        let Self { pauses, whole, dumps, restores, sent } = self;
+        let [pauses, whole, dumps, restores, sent] = [pauses, whole, dumps, restores, sent].map(Table::render);
+        format!(
+            "Silence, as a listener on the network hears it:\n\n{pauses}\nWhole commands:\n\n{whole}\nTo the disk:\n\n{dumps}\n\
+             Back:\n\n{restores}\nA volume:\n\n{sent}"
+        )
     }
-    let [pauses, whole, dumps, restores, sent] = [pauses, whole, dumps, restores, sent].map(|table| table.render());
-    Ok(format!(
-        "Silence, as a listener on the network hears it:\n\n{pauses}\nWhole commands:\n\n{whole}\nTo the disk:\n\n{dumps}\n\
-         Back:\n\n{restores}\nA volume:\n\n{sent}"
-    ))
 }

@@ -140,7 +140,10 @@ fn kept(ground: &Ground<'_>, name: &str, keep: Keep) -> (Outcome, Option<String>
     let (Outcome::Failed(_), Some(said)) = (&outcome, said) else { return (outcome, None) };
     let remark = format!("a host of {name} hung, and it was kept once more\n{said}");
     println!("{remark}");
-    (once(ground, name, keep, &format!("{place}-again")).0, Some(remark))
+    match once(ground, name, keep, &format!("{place}-again")).0 {
+        Outcome::Skipped(_) => (outcome, Some(remark)),
+        again => (again, Some(remark)),
+    }
 }
 
 /// Keeps one, and prints what came of it; also what a host said that hung, if one did.

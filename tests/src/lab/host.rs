@@ -23,7 +23,7 @@ use crate::command::{Finished, Invocation, patient};
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// How long one command in it may take unless the caller knows better.
 const COMMAND_LIMIT: Duration = Duration::from_secs(300);
-/// Memory of a host, in MiB, unless it is [given](Host::give) more.
+/// Memory of a host, in MiB, unless it is [made larger](Host::enlarge).
 const MEMORY_MIB: u32 = 2048;
 /// How many lines of its serial log an error shows.
 const SERIAL_LINES: usize = 40;
@@ -39,6 +39,15 @@ pub struct Host {
     memory_mib: u32,
     machine: Option<Machine>,
     boots: u32,
+}
+
+/// A host with more than others have.
+#[derive(Clone, Copy, Debug)]
+pub struct Larger {
+    /// Memory, in MiB.
+    pub memory_mib: u32,
+    /// The disk, in GiB: a sparse file.
+    pub disk_gib: u32,
 }
 
 /// How often an emulated kernel may trip over its own patches in one boot.
@@ -92,9 +101,14 @@ impl Host {
         self.segment = Some(segment);
     }
 
-    /// Gives it `memory_mib` of memory; before it is switched on.
-    pub(super) fn give(&mut self, memory_mib: u32) {
-        self.memory_mib = memory_mib;
+    /// Makes it larger; before it is switched on. What is on its disk does not know that yet (resize2fs(8)).
+    ///
+    /// # Errors
+    /// When the disk cannot be made longer.
+    pub(super) fn enlarge(&mut self, to: Larger) -> Result<()> {
+        self.memory_mib = to.memory_mib;
+        let disk = fs::File::options().write(true).open(self.disk()).context("open a host's disk")?;
+        disk.set_len(u64::from(to.disk_gib) << 30).context("make a host's disk longer")
     }
 
     /// Its name in `hosts.toml`.
@@ -168,6 +182,9 @@ impl Host {
                         "lab: the kernel of {} tripped over an emulated patch of its own code; once more",
                         self.name
                     );
+                    // It has come to nothing, and says nothing of what is done with the next boot.
+                    let aside = self.directory.join(format!("tripped-{}", self.boots));
+                    fs::rename(self.serial_file(), aside).context("put a serial log aside")?;
                     self.begin()?;
                     end = Instant::now() + limit;
                     continue;

@@ -20,7 +20,7 @@ pub mod serial;
 pub mod workshop;
 
 pub use definition::Definition;
-pub use host::Host;
+pub use host::{Host, Larger};
 pub use image::Image;
 pub use pair::{pair, pair_with};
 pub use payload::Payload;

@@ -5,7 +5,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 
-use super::{definition::Definition, host::Host, image::Image, machine::Segment, payload::Payload, workshop::Workshop};
+use super::{
+    definition::Definition,
+    host::{Host, Larger},
+    image::Image,
+    machine::Segment,
+    payload::Payload,
+    workshop::Workshop,
+};
 
 /// How many pairs there have been. Held by the one that is: two hosts fill two processors.
 static PAIRS: Mutex<u32> = Mutex::new(0);
@@ -26,7 +33,7 @@ pub fn pair(workshop: &Workshop, definition: &Definition, image: &Image, payload
     pair_with(workshop, definition, image, payload, None)
 }
 
-/// The same, with `memory_mib` of memory each.
+/// The same, each larger if that is wanted.
 ///
 /// # Errors
 /// As [`pair`].
@@ -35,7 +42,7 @@ pub fn pair_with(
     definition: &Definition,
     image: &Image,
     payload: &Payload,
-    memory_mib: Option<u32>,
+    larger: Option<Larger>,
 ) -> Result<Pair> {
     let mut number = PAIRS.lock().unwrap_or_else(PoisonError::into_inner);
     *number += 1;
@@ -45,7 +52,7 @@ pub fn pair_with(
     payload.add("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n192.0.2.1 a\n192.0.2.2 b\n")?;
     let make = |name: &str, number: u8| -> Result<Host> {
         let mut host = Host::make(workshop, definition, image, payload, &format!("{place}-{name}"))?;
-        memory_mib.into_iter().for_each(|memory_mib| host.give(memory_mib));
+        larger.map_or(Ok(()), |larger| host.enlarge(larger))?;
         host.join(Segment { directory: directory.clone(), number, other: 3 - number });
         host.begin()?;
         Ok(host)

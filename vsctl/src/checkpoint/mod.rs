@@ -33,6 +33,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
+use kernel::file::FileSystem;
 use kernel::lock::Flock;
 
 use crate::criu::message::{Features, Options as CriuOptions};
@@ -86,8 +87,9 @@ pub fn suspend_held(site: &Site, server: &Server, subject: Subject<'_>, ahead: O
 fn put_down(site: &Site, server: &Server, subject: &Subject<'_>, with_host: bool) -> Result<()> {
     let name = &server.name;
     let directory = state::suspended_directory(site, name).with_extension(UNFINISHED);
+    let disk = FileSystem::of(&volume::directory(site, name))?;
     subject.dump(&directory, Then::End, |manifest| {
-        commit(site, server, &directory, &Manifest { with_host, ..manifest })
+        commit(site, server, &directory, &Manifest { with_host, ..manifest }, &disk)
     })?;
     events::note(site, name, events::Kind::Suspended);
     Ok(())
@@ -113,19 +115,13 @@ pub fn check(site: &Site, server: &Server, lock: &Flock) -> Result<()> {
 }
 
 /// Names the images: from now on they count.
-fn commit(site: &Site, server: &Server, directory: &Path, manifest: &Manifest) -> Result<()> {
+fn commit(site: &Site, server: &Server, directory: &Path, manifest: &Manifest, disk: &FileSystem) -> Result<()> {
     manifest.write(directory)?;
     // The images; and the processes remember what they have written: it must be there when they come back, also after a power cut.
-    sync(&volume::directory(site, &server.name))?;
+    disk.sync()?;
     let named = state::suspended_directory(site, &server.name);
     fs::rename(directory, &named).with_context(|| format!("name {}", named.display()))?;
     Ok(kernel::file::sync_entry(&named)?)
-}
-
-/// Brings the file system that `directory` is on to the disk.
-fn sync(directory: &Path) -> Result<()> {
-    let opened = fs::File::open(directory).with_context(|| format!("open {}", directory.display()))?;
-    rustix::fs::syncfs(&opened).with_context(|| format!("bring {} to the disk", directory.display()))
 }
 
 /// Brings a suspended server back.

@@ -7,7 +7,7 @@ pub mod pages;
 
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -106,10 +106,18 @@ impl Criu {
         if self.program.is_relative() && self.program.components().nth(1).is_some() {
             return None;
         }
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        // One that is named by a path is where that says, whatever it is joined to.
-        let found =
-            std::env::split_paths(&path).find_map(|directory| fs::metadata(directory.join(&self.program)).ok())?;
+        let path = std::env::var_os("PATH")?;
+        // One that is named by a path is where that says, whatever it is joined to. As execvp(3) looks for it.
+        let is_program = |found: &fs::Metadata| found.is_file() && found.mode() & 0o111 != 0;
+        let (file, found) = std::env::split_paths(&path).find_map(|directory| {
+            let file = directory.join(&self.program);
+            fs::metadata(&file).ok().filter(is_program).map(|found| (file, found))
+        })?;
+        let mut begins = [0; 2];
+        // What a script runs may be another tomorrow.
+        if fs::File::open(file).and_then(|mut file| file.read_exact(&mut begins)).is_err() || begins == *b"#!" {
+            return None;
+        }
         let (length, changed, changed_ns) = (found.len(), found.ctime(), found.ctime_nsec());
         Some(format!("{} {} {length} {changed} {changed_ns}\n", found.dev(), found.ino()))
     }
@@ -130,9 +138,16 @@ impl Criu {
         let (channel, mut child) = self.spawn(None)?;
         // To one that has ended already nothing can be sent; that it does not answer says more.
         let _ = channel.send(&request.encode_to_vec(), &[]);
-        let answer = receive(&channel);
+        let limit_ms = SILENCE.as_millis() as u64;
+        let answer = channel.receive_within(limit_ms).context("listen to criu");
         end(&mut child);
-        Ok(answer?.0)
+        let packet = answer?.with_context(|| format!("criu has said nothing for {} s", SILENCE.as_secs()))?;
+        let response = understand(packet)?.0;
+        if !response.success {
+            let message = format!("criu cannot work with this kernel: {}", response.message.unwrap_or_default());
+            return Err(Failure::new(Exit::Unsupported, message).hint("`criu check` says more").into());
+        }
+        Ok(response)
     }
 
     /// Begins a dump or restore with images in `images`. Its log goes to `logs`, since images may be removed when it fails.
@@ -348,10 +363,6 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-fn receive(channel: &Channel) -> Result<(Response, Vec<OwnedFd>)> {
-    understand(channel.receive().context("listen to criu")?)
-}
-
 fn understand((bytes, descriptors): (Vec<u8>, Vec<OwnedFd>)) -> Result<(Response, Vec<OwnedFd>)> {
     if bytes.is_empty() {
         bail!("criu ended without an answer");
@@ -374,6 +385,8 @@ fn errors(log: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -407,13 +420,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (program, note) = (directory.path().join("criu"), directory.path().join("note"));
         // It cannot be asked: what is known comes from the note.
-        fs::write(&program, "").unwrap();
+        fs::write(&program, "nothing").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let criu = Criu::at(&program);
         criu.version_noted(&note).unwrap_err();
         fs::write(&note, format!("{}4 1 1\n", criu.mark().unwrap())).unwrap();
         assert_eq!(criu.version_noted(&note).unwrap(), (4, 1, 1));
         fs::write(&program, "another").unwrap();
         criu.version_noted(&note).unwrap_err();
+        fs::write(&program, "#!/bin/sh").unwrap();
+        assert_eq!(criu.mark(), None);
+        fs::write(&program, "a third").unwrap();
         for damaged in ["4 1", "4 1 x", "4 1 1 1", ""] {
             fs::write(&note, format!("{}{damaged}", criu.mark().unwrap())).unwrap();
             criu.version_noted(&note).unwrap_err();

@@ -111,12 +111,18 @@ pub fn clear(logs: &Path) -> Result<()> {
     // Its path may be longer than a socket's may be.
     let directory = File::open(logs).with_context(|| format!("open {}", logs.display()))?;
     match UnixStream::connect(format!("/proc/self/fd/{}/{MEETING}", directory.as_raw_fd())) {
-        Err(error) if error.kind() != io::ErrorKind::ConnectionRefused => {
-            return Err(error).with_context(|| format!("connect to {}", meeting.display()));
-        }
-        _ => {}
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+        // Somebody else has cleared it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("connect to {}", meeting.display())),
     }
-    std::fs::remove_file(&meeting).with_context(|| format!("remove {}", meeting.display()))
+    match std::fs::remove_file(&meeting) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", meeting.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Pages {

@@ -9,7 +9,6 @@ use super::ladder::Hindrance;
 use super::processes;
 use super::wire::{Checked, Offer, Problem, Size};
 use crate::checkpoint;
-use crate::criu::message::Features;
 use crate::doctor;
 use crate::edit;
 use crate::failure::{Exit, Failure, exit_of};
@@ -58,16 +57,7 @@ pub fn look(site: &Site, offer: &Offer, spec: &Spec) -> Result<Checked> {
             Ok(here) => {
                 let problems = processes::problems(&here, theirs, offer.is_postcopy).into_iter();
                 problems.for_each(|problem| note(Err(problem).context(Hindrance::Unfit)));
-            }
-            Err(error) => note(Err(error.context(Hindrance::Unfit))),
-        }
-        // In any case: what CRIU has to know of the kernel it knows when a server stands still.
-        match checkpoint::features(site) {
-            Ok(Features { brings_pages: Some(true), .. }) => {}
-            Ok(_) if !offer.is_postcopy => {}
-            Ok(_) => {
-                let message = "the kernel's userfaultfd(2) cannot do what CRIU needs for post-copy";
-                note(Err(anyhow::Error::from(Failure::new(Exit::Unsupported, message)).context(Hindrance::Unfit)));
+                note(criu_is_ready(site, offer).context(Hindrance::Unfit));
             }
             Err(error) => note(Err(error.context(Hindrance::Unfit))),
         }
@@ -76,6 +66,16 @@ pub fn look(site: &Site, offer: &Offer, spec: &Spec) -> Result<Checked> {
         note(faults_are_told().context(Hindrance::Unfit));
     }
     Ok(Checked { problems: found.iter().map(Problem::of).collect(), wants_template: coming.is_some() })
+}
+
+/// Whether CRIU can do here what is asked for. It is asked in any case: what it has to know of the kernel it knows when a server stands still.
+fn criu_is_ready(site: &Site, offer: &Offer) -> Result<()> {
+    let features = checkpoint::features(site)?;
+    if features.brings_pages == Some(true) || !offer.is_postcopy {
+        return Ok(());
+    }
+    let message = "the kernel's userfaultfd(2) cannot do what CRIU needs for post-copy";
+    Err(Failure::new(Exit::Unsupported, message).into())
 }
 
 fn machine(offer: &Offer) -> Result<()> {

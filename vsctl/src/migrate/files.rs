@@ -4,7 +4,6 @@
 //! holds of the template is not in its upper layer; what the guest has removed of it is there as whiteouts (device 0:0), which go
 //! as they are. Sockets stay behind: nobody listens at them.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout};
@@ -13,6 +12,8 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, bail};
 
 use super::changes::Survey;
+use kernel::file::FileSystem;
+
 use crate::checkpoint;
 use crate::failure::{Exit, Failure};
 use crate::lifecycle::state;
@@ -55,6 +56,8 @@ pub struct Place {
     volume: PathBuf,
     /// The images of its processes, which are, too.
     images: PathBuf,
+    /// What the volume is on, if there is one.
+    disk: Option<FileSystem>,
 }
 
 impl Place {
@@ -64,7 +67,8 @@ impl Place {
     /// Never, as long as a volume is among its server's files.
     pub fn of(site: &Site, name: &Name, spec: &Spec) -> Result<Self> {
         let directory = site.server(name);
-        let mut place = Self { directory, members: Vec::new(), volume: PathBuf::new(), images: PathBuf::new() };
+        let disk = FileSystem::of(&volume::directory(site, name)).ok();
+        let mut place = Self { directory, members: Vec::new(), volume: PathBuf::new(), images: PathBuf::new(), disk };
         place.volume = place.below(&volume::writable(site, name, spec.volume))?;
         place.images = place.below(&state::suspended_directory(site, name))?;
         let thin = place.below(&checkpoint::thin_directory(site, name))?;
@@ -125,11 +129,10 @@ impl Place {
     /// Brings all of it to the disk.
     ///
     /// # Errors
-    /// When the disk refuses, or the volume is missing.
+    /// When the disk refuses, also what it was given since this was made; or the volume is missing.
     pub fn sync(&self) -> Result<()> {
-        let volume = self.directory.join(&self.volume);
-        let opened = File::open(&volume).with_context(|| format!("open {}", volume.display()))?;
-        rustix::fs::syncfs(&opened).with_context(|| format!("bring {} to the disk", volume.display()))
+        let disk = self.disk.as_ref().with_context(|| format!("there is no volume in {}", self.directory.display()))?;
+        Ok(disk.sync()?)
     }
 }
 

@@ -237,10 +237,12 @@ fn examine(site: &Site, server: &Server, pause: &Pause, template: Option<&Held>,
     let mut size = Place::of(site, name, &server.spec)?.survey(name)?.size();
     if runs && is_whole {
         checkpoint::check(site, server, lock).context(Hindrance::Unfit)?;
-        if checkpoint::features(site)?.notes_changes != Some(true) && matches!(pause, Pause::Live(..)) {
+        let features = checkpoint::features(site).context(Hindrance::Unfit)?;
+        if features.notes_changes != Some(true) && matches!(pause, Pause::Live(..)) {
             let message = "the kernel does not note which memory changes (soft-dirty), which --live needs";
+            // The next rung does without.
             return Err(Failure::new(Exit::Unsupported, message).hint("--near-live does without"))
-                .context(Hindrance::Unfit);
+                .context(Hindrance::Attempt);
         }
         // An upper bound: what is in files is not in the images. What is sent ahead may all have to be sent again.
         let usage = World::new(site).group(&site.server_cgroup(name))?.usage()?;

@@ -83,7 +83,9 @@ impl Session<'_> {
             match (message, offered.take(), &deal) {
                 (Message::Offer(offer), None, None) => {
                     let spec = Spec::parse(&offer.spec, "server.toml")?;
+                    let working = self.channel.alive();
                     let checked = check::look(self.site, &offer, &spec)?;
+                    drop(working);
                     self.channel.send(&Message::Checked(checked))?;
                     offered = Some((*offer, spec));
                 }
@@ -204,29 +206,28 @@ impl Session<'_> {
 
     /// Takes in all but processes, and makes this host ready for those, too.
     fn take_in(&mut self, offer: &Offer, spec: &Spec) -> Result<()> {
-        if offer.processes.is_some() {
-            // Now, and not when they stand still. It forks, so nobody says meanwhile that we work.
-            wait_for_joined_threads();
-            Facilities(self.site).ensure()?;
-            Facilities(self.site).ensure_view()?;
-        }
-        self.take_in_files(offer, spec).map_err(|error| match Facilities(self.site).remove_unused() {
-            Ok(()) => error,
-            Err(left) => anyhow!("{error:#}; {left:#}"),
-        })
-    }
-
-    fn take_in_files(&mut self, offer: &Offer, spec: &Spec) -> Result<()> {
-        let _working = self.channel.alive();
+        let working = self.channel.alive();
         self.moment()?;
         let site = self.site;
         // Until the record names it, nobody may remove it.
         let _template = Templates::below(&site.state()).hold(&spec.template)?;
         self.forget(&offer.deal)?;
         let lock = self.hold(&offer.deal.name)?;
+        let facilities = Facilities(site);
+        let were_up = facilities.are_up()?;
         let arrival = Arrival::begin(site, &offer.deal.name, &offer.record, spec.volume)?;
-        if let Err(error) = self.fill(offer, spec, arrival.record()) {
-            return Err(match arrival.give_up() {
+        // What follows forks, so nobody says meanwhile that we work.
+        drop(working);
+        wait_for_joined_threads();
+        let ready = match offer.processes {
+            // Now, and not when they stand still.
+            Some(_) => facilities.ensure().and_then(|()| facilities.ensure_view()),
+            None => Ok(()),
+        };
+        let _working = self.channel.alive();
+        if let Err(error) = ready.and_then(|()| self.fill(offer, spec, arrival.record())) {
+            let dark = || if were_up { Ok(()) } else { facilities.remove_unused() };
+            return Err(match arrival.give_up().and_then(|()| dark()) {
                 Ok(()) => error,
                 Err(left) => anyhow!("{error:#}; {left:#}"),
             });
@@ -269,8 +270,10 @@ impl Session<'_> {
                 other => return Err(unexpected(&other)),
             }
             files::unpack(self.site, name, &place, spec, &mut Bulk::new(&mut self.channel))?;
-            // What comes while the server runs is on the disk before it stands still.
-            place.sync()?;
+            if listing.is_none() {
+                // What comes while the server runs is on the disk before it stands still.
+                place.sync()?;
+            }
             self.channel.send(&Message::Arrived)?;
         }
         if let Some(listing) = listing {
