@@ -41,7 +41,6 @@ pub fn prepare(pair: &Pair) -> Result<()> {
     for host in &pair.hosts {
         host.sh(NETWORKS)?;
         host.sh("sysctl -q vm.unprivileged_userfaultfd=1")?;
-        host.sh("resize2fs $(findmnt -n -o SOURCE /)")?;
         host.sh(&format!(
             "mkdir -p -m 700 /var/lib/vsos/templates && cp -a {TEMPLATES_IN_HOST}/debian-13 /var/lib/vsos/templates/"
         ))?;

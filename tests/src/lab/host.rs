@@ -101,14 +101,15 @@ impl Host {
         self.segment = Some(segment);
     }
 
-    /// Makes it larger; before it is switched on. What is on its disk does not know that yet (resize2fs(8)).
+    /// Makes it larger; before it is switched on.
     ///
     /// # Errors
     /// When the disk cannot be made longer.
     pub(super) fn enlarge(&mut self, to: Larger) -> Result<()> {
         self.memory_mib = to.memory_mib;
         let disk = fs::File::options().write(true).open(self.disk()).context("open a host's disk")?;
-        disk.set_len(u64::from(to.disk_gib) << 30).context("make a host's disk longer")
+        disk.set_len(u64::from(to.disk_gib) << 30).context("make a host's disk longer")?;
+        Invocation::new("resize2fs").args(["-f"]).args([self.disk()]).limit(BOOT_LIMIT).succeed().map(drop)
     }
 
     /// Its name in `hosts.toml`.
