@@ -4,6 +4,7 @@
 //! printable where it is printed.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -79,6 +80,12 @@ fn read(pid: i32, first_id: u32, users: &BTreeMap<u32, String>) -> Option<Proces
         cpu_ms: cpu_ms(&text(pid, "stat").ok()?)?,
         command: command(&arguments, &status.name),
     })
+}
+
+/// What is told of each open descriptor of a process, by its number (proc_pid_fdinfo(5)). One that ends meanwhile has none.
+pub fn descriptors(pid: i32) -> impl Iterator<Item = (OsString, String)> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some((entry.file_name(), fs::read_to_string(entry.path()).ok()?)))
 }
 
 /// The file `name` of thread `id` in /proc. The kernel writes names of threads and of control groups as they are, and they need not be

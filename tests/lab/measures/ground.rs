@@ -8,7 +8,7 @@ use system_tests::{
     lab::{Host, image::TEMPLATES_IN_HOST, pair::Pair},
 };
 
-use crate::promises::{NETWORKS, SEND_TEMPLATE};
+use crate::promises::{ALLOW, NETWORKS, SEND_TEMPLATE};
 
 /// Where hosts have the program of `tests/load`.
 pub const LOAD: &str = "/usr/lib/vsos-lab/load";
@@ -40,7 +40,7 @@ pub fn prepare(pair: &Pair) -> Result<()> {
     let [a, _] = &pair.hosts;
     for host in &pair.hosts {
         host.sh(NETWORKS)?;
-        host.sh("sysctl -q vm.unprivileged_userfaultfd=1")?;
+        host.sh(ALLOW)?;
         host.sh(&format!(
             "mkdir -p -m 700 /var/lib/vsos/templates && cp -a {TEMPLATES_IN_HOST}/debian-13 /var/lib/vsos/templates/"
         ))?;

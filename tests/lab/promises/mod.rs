@@ -21,6 +21,7 @@ use system_tests::{
 };
 
 pub use pair::{NETWORKS, SEND_TEMPLATE};
+pub use postcopy::ALLOW;
 
 use crate::outcome::{Outcome, Outcomes};
 

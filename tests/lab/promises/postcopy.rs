@@ -19,7 +19,8 @@ const HOLDS: &str = "head -c 9000000 /dev/urandom >/root/held; md5sum </root/hel
 const HELD: &str =
     "vsctl exec web1 -- sh -c 'test ! -e /root/held && grep VmRSS: /proc/$(pidof tail)/status' | tr -dc 0-9";
 const CREATE: &str = "vsctl create web1 --template busybox --migratable --memory 64M --ip 10.77.0.9/24 --start";
-const ALLOW: &str = "sysctl -q vm.unprivileged_userfaultfd=1";
+/// Lets a target take memory later.
+pub const ALLOW: &str = "sysctl -q vm.unprivileged_userfaultfd=1";
 
 const REFUSE: &str = "sysctl -q vm.unprivileged_userfaultfd=0";
 

@@ -6,14 +6,15 @@ use system_tests::{
     survivor::{AS_IT_WAS, NOT_HELD},
 };
 
-use super::{Lab, pair::pair_with_template};
+use super::{ALLOW, Lab, pair::pair_with_template};
 
 /// A server with one thing of each kind goes there while it runs, and on before its memory has come; with LAB=all also back, standing still.
 pub fn every_kind_survives_a_migration(lab: &Lab<'_>) -> Result<()> {
     let pair = pair_with_template(lab)?;
     let [a, b] = &pair.hosts;
     for host in [a, b] {
-        host.sh("sysctl -q vm.nr_hugepages=4 vm.unprivileged_userfaultfd=1")?;
+        host.sh("sysctl -q vm.nr_hugepages=4")?;
+        host.sh(ALLOW)?;
     }
     a.sh("vsctl create web1 --template busybox --migratable --ip 10.77.0.9/24 --ip fd77::9/64 --start")?;
     a.sh("vsctl exec web1 -- mkdir -p /opt /srv/survivor")?;

@@ -10,7 +10,7 @@ use system_tests::{
 };
 
 use super::{
-    Lab,
+    ALLOW, Lab,
     pair::{LIMIT, NETWORKS, nothing_at},
 };
 
@@ -84,7 +84,7 @@ pub fn a_database_and_a_web_server_go_on(lab: &Lab<'_>) -> Result<()> {
     let [a, b] = &pair.hosts;
     for host in [a, b] {
         host.sh(NETWORKS)?;
-        host.sh("sysctl -q vm.unprivileged_userfaultfd=1")?;
+        host.sh(ALLOW)?;
     }
     a.put("/root/workload.tar", &fs::read(&root).with_context(|| format!("read {}", root.display()))?)?;
     a.sh("vsctl template import workload /root/workload.tar && rm /root/workload.tar")?;

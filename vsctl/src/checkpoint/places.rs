@@ -10,6 +10,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::blockers::field;
+use crate::processes;
+
 /// The flag in `flags:` of /proc/PID/fdinfo/N (include/uapi/asm-generic/fcntl.h).
 const O_PATH: u32 = 0o10_000_000;
 
@@ -17,20 +20,16 @@ const O_PATH: u32 = 0o10_000_000;
 pub fn held(pids: impl Iterator<Item = i32>) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     for pid in pids {
-        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten() {
-            let is_place = fs::read_to_string(entry.path()).is_ok_and(|info| is_place(&info));
-            if is_place {
-                found
-                    .extend(fs::read_link(Path::new("/proc").join(pid.to_string()).join("fd").join(entry.file_name())));
-            }
+        for (number, _) in processes::descriptors(pid).filter(|(_, info)| is_place(info)) {
+            found.extend(fs::read_link(Path::new("/proc").join(pid.to_string()).join("fd").join(number)));
         }
     }
     found
 }
 
 fn is_place(info: &str) -> bool {
-    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-    flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).is_some_and(|flags| flags & O_PATH != 0)
+    let flags = field(info, "flags:").and_then(|flags| u32::from_str_radix(flags, 8).ok());
+    flags.is_some_and(|flags| flags & O_PATH != 0)
 }
 
 /// One of the processes `pids` that runs something of `held`, and what. Only names are read: who moves no more cannot keep anybody waiting.

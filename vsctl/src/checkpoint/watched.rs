@@ -13,15 +13,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::processes::Process;
+use crate::processes::{self, Process};
 
-/// The numbers of what `processes` watch on the file system with the number `device`, as stat(2) has it.
-pub fn numbers(processes: &[Process], device: u64) -> BTreeSet<u64> {
+/// The numbers of what the processes `watching` watch on the file system with the number `device`, as stat(2) has it.
+pub fn numbers(watching: &[Process], device: u64) -> BTreeSet<u64> {
     let mut found = BTreeSet::new();
-    for process in processes {
-        // One that ends meanwhile watches nothing.
-        for entry in fs::read_dir(format!("/proc/{}/fdinfo", process.pid)).into_iter().flatten().flatten() {
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+    for process in watching {
+        for (_, text) in processes::descriptors(process.pid) {
             found.extend(text.lines().filter_map(watch).filter(|(on, _)| *on == device).map(|(_, number)| number));
         }
     }

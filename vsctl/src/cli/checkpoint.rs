@@ -201,15 +201,26 @@ fn kind(kept: &Kept) -> &'static str {
     if kept.has_memory() { "memory+disk" } else { "disk" }
 }
 
+/// What `open` finds of each label, the oldest first, and the exit code of a list that lacks what cannot be opened.
+fn oldest_first<T>(
+    labels: &[Name],
+    open: impl Fn(&Name) -> Result<T>,
+    created_s: impl Fn(&T) -> u64,
+) -> Result<(Vec<T>, i32)> {
+    let mut all = Vec::new();
+    let code = super::for_each(labels, |label| {
+        all.push(open(label)?);
+        Ok(())
+    })?;
+    all.sort_by_key(created_s);
+    Ok((all, code))
+}
+
 fn list(args: &ListArgs, site: &Site) -> Result<i32> {
     let name = server(&args.name)?;
     store::load_record(site, name)?;
-    let mut all = Vec::new();
-    let code = super::for_each(&kept::labels(site, name)?, |label| {
-        all.push(Kept::open(site, name, label)?);
-        Ok(())
-    })?;
-    all.sort_by_key(|kept| kept.record.created_s);
+    let (all, code) =
+        oldest_first(&kept::labels(site, name)?, |label| Kept::open(site, name, label), |kept| kept.record.created_s)?;
     if args.json {
         output::json(&all.iter().map(report).collect::<Vec<_>>())?;
         return Ok(code);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::{CreateArgs, DeleteArgs, ListArgs, RestoreArgs, show_time};
+use super::{CreateArgs, DeleteArgs, ListArgs, RestoreArgs, oldest_first, show_time};
 use crate::checkpoint::Then;
 use crate::checkpoint::tree::{self, Ended, Kept, Wish};
 use crate::cli::exec::status_of;
@@ -98,12 +98,8 @@ fn report(kept: &Kept) -> serde_json::Value {
 /// # Errors
 /// When they cannot be listed.
 pub fn list(args: &ListArgs, site: &Site) -> Result<i32> {
-    let mut all = Vec::new();
-    let code = crate::cli::for_each(&tree::labels(site)?, |label| {
-        all.push(Kept::open(site, label)?);
-        Ok(())
-    })?;
-    all.sort_by_key(|kept| kept.record.created_s);
+    let (all, code) =
+        oldest_first(&tree::labels(site)?, |label| Kept::open(site, label), |kept| kept.record.created_s)?;
     if args.json {
         output::json(&all.iter().map(report).collect::<Vec<_>>())?;
         return Ok(code);
