@@ -378,7 +378,11 @@ fn errors(log: &str) -> String {
         is_iptables || line.contains(": tun: Unable to create tun: ")
     };
     let errors = log.lines().filter_map(|line| line.split_once("Error (")).map(|(_, rest)| rest);
-    let lines: Vec<&str> = errors.filter(|line| !of_probes(line)).collect();
+    let mut lines: Vec<&str> = errors.filter(|line| !of_probes(line)).collect();
+    // When something has failed it ends what it had begun, and may see each end before its own: of the reason nothing would be left. Where
+    // nothing had failed before, an end is the reason.
+    let mut has_failed = false;
+    lines.retain(|line| !std::mem::replace(&mut has_failed, true) || !line.ends_with(" killed by signal 9: Killed"));
     let told = lines.iter().skip(lines.len().saturating_sub(ERRORS_TOLD));
     told.map(|line| line.split_once("): ").map_or(*line, |(_, what)| what)).collect::<Vec<_>>().join("; ")
 }
@@ -395,6 +399,12 @@ mod tests {
                    (00.3) Error (criu/a.c:1): three\n(00.4) Error (criu/util.c:9): iptables-save -V failed\n(00.4) Error (criu/util.c:9): execvp(\"ip6tables-legacy-restore\", ...) failed: No such file or directory\n(00.4) Error (criu/tun.c:85): tun: Unable to create tun: No such file or directory\n(00.4) Error (criu/cr-dump.c:5): Dumping FAILED.\n";
         assert_eq!(errors(log), "two; three; Dumping FAILED.");
         assert_eq!(errors("(00.1) fine\n"), "");
+        let killed = "(00.4) Error (criu/cr-restore.c:1): 8 killed by signal 9: Killed\n(00.5) Error (criu/cr-restore.c:2): Restoring FAILED.\n";
+        assert_eq!(errors(killed), "8 killed by signal 9: Killed; Restoring FAILED.");
+        let log = format!(
+            "(00.3) Error (criu/files-reg.c:1): File job/data has bad size\n(00.3) Error (criu/files.c:1): Unable to open fd=7\n{killed}"
+        );
+        assert_eq!(errors(&log), "File job/data has bad size; Unable to open fd=7; Restoring FAILED.");
     }
 
     #[test]
