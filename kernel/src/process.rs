@@ -17,7 +17,7 @@ use std::process::ExitStatus;
 use nix::unistd::{Gid, Uid};
 use rustix::process::{DumpableBehavior, Pid, Resource, WaitOptions};
 
-pub use fork::{CloneOptions, Fork, fork, wait_for_joined_threads};
+pub use fork::{CloneOptions, Fork, fork, wait_for_joined_thread, wait_for_joined_threads};
 pub use memory::Memory;
 pub use pidfd::PidFd;
 pub use settings::{

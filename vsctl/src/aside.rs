@@ -39,20 +39,46 @@ const LAST_MOMENT_MS: u64 = 100;
 /// # Errors
 /// What `work` says, or that it took too long.
 pub fn fetch(limit: Duration, kept: &[BorrowedFd<'_>], work: impl FnOnce() -> Result<Found>) -> Result<Found> {
-    let (ours, theirs) = channel::pair()?;
-    match process::fork(&CloneOptions::default())? {
-        Fork::Child => {
-            drop(ours);
-            let outcome = alone(&theirs, kept).and_then(|()| work());
-            let told = tell(&theirs, outcome);
-            std::process::exit(i32::from(told.is_err()))
+    Errand::begin(kept, work)?.end(limit)
+}
+
+/// Work under way in a child, which ends with this.
+#[derive(Debug)]
+pub struct Errand {
+    channel: Channel,
+    process: PidFd,
+}
+
+impl Errand {
+    /// Begins `work` as [`fetch`] does. What it tells must not be more than a socket holds.
+    ///
+    /// # Errors
+    /// When there can be no child.
+    pub fn begin(kept: &[BorrowedFd<'_>], work: impl FnOnce() -> Result<Found>) -> Result<Self> {
+        let (ours, theirs) = channel::pair()?;
+        match process::fork(&CloneOptions::default())? {
+            Fork::Child => {
+                drop(ours);
+                let outcome = alone(&theirs, kept).and_then(|()| work());
+                let told = tell(&theirs, outcome);
+                std::process::exit(i32::from(told.is_err()))
+            }
+            Fork::Parent { pidfd, .. } => Ok(Self { channel: ours, process: pidfd }),
         }
-        Fork::Parent { pidfd, .. } => {
-            drop(theirs);
-            let found = hear(&ours, limit);
-            end(&pidfd);
-            found
-        }
+    }
+
+    /// Waits for it, `limit` at most.
+    ///
+    /// # Errors
+    /// What the work says, or that it took too long.
+    pub fn end(self, limit: Duration) -> Result<Found> {
+        hear(&self.channel, limit)
+    }
+}
+
+impl Drop for Errand {
+    fn drop(&mut self) {
+        end(&self.process);
     }
 }
 

@@ -5,7 +5,8 @@
 //! harm itself only, and who sends a server is who ssh says it is.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -30,17 +31,19 @@ impl Sum {
     /// # Errors
     /// When it cannot be read.
     pub fn of(file: &Path) -> io::Result<Self> {
-        let mut file = File::open(file)?;
-        let mut summing = Summing::default();
-        let mut piece = vec![0; PIECE];
-        loop {
-            match file.read(&mut piece) {
-                Ok(0) => return Ok(summing.sum()),
-                Ok(length) => summing.add(&piece[..length]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        Self::of_rest(file, Summing::default())
+    }
+
+    /// Of a file of which the front was summed when it was not longer. One that is shorter by now is summed anew.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn of_rest(file: &Path, front: Summing) -> io::Result<Self> {
+        let file = File::open(file)?;
+        let is_longer = file.metadata()?.len() >= front.bytes;
+        let mut summing = if is_longer { front } else { Summing::default() };
+        summing.go_on(&file, || true)?;
+        Ok(summing.sum())
     }
 }
 
@@ -56,6 +59,25 @@ impl Summing {
     pub fn add(&mut self, piece: &[u8]) {
         self.bytes += piece.len() as u64;
         self.hash.write(piece);
+    }
+
+    /// What `file` has behind what has come, to its end, or until a piece after which it is not to be `more`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn go_on(&mut self, file: &File, more: impl Fn() -> bool) -> io::Result<()> {
+        let mut piece = vec![0; PIECE];
+        loop {
+            match file.read_at(&mut piece, self.bytes) {
+                Ok(0) => return Ok(()),
+                Ok(length) => self.add(&piece[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if !more() {
+                return Ok(());
+            }
+        }
     }
 
     /// How many bytes have come.

@@ -65,6 +65,14 @@ pub fn wait_for_joined_threads() {
     }
 }
 
+/// The same for one of several threads, by its id (gettid(2)).
+pub fn wait_for_joined_thread(thread: i32) {
+    let task = format!("/proc/self/task/{thread}");
+    while std::path::Path::new(&task).exists() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
 /// `CLONE_THREAD` alone changes nothing and is refused in a process with threads (unshare(2)). Works where /proc is
 /// another pid namespace's or is not mounted, as for a process that has joined others.
 #[expect(clippy::disallowed_methods, reason = "changes no namespace; only asks")]

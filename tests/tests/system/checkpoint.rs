@@ -5,6 +5,7 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, Ipv6Addr, TcpStream},
     os::{fd::AsRawFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
     thread,
     time::Duration,
 };
@@ -211,20 +212,41 @@ fn neighbours_are_told_where_it_is(site: &Site) -> Result<()> {
 
 fn a_damaged_checkpoint_starts_nothing(site: &Site) -> Result<()> {
     let server = counting(site, "busybox")?;
+    server.sh("setsid sh -c 'while :; do echo >/var/beat; sleep 0.05; done' >/dev/null 2>&1 </dev/null &")?;
+    server.until("test -e /var/beat")?;
     let before = counted(&server)?;
     site.ok(["suspend", "web1"])?;
-    let images = server.directory().join("volume/suspended");
-    let pages = fs::read_dir(&images)?.flatten().map(|entry| entry.path());
-    let pages = pages.filter(|path| path.to_string_lossy().contains("pages-"));
-    let file = pages.max_by_key(|path| path.metadata().map_or(0, |found| found.len())).context("no pages")?;
-    let whole = fs::read(&file)?;
-    let mut flipped = whole.clone();
-    flipped[whole.len() / 2] ^= 1;
-    for broken in [&flipped, &whole[..whole.len() / 2]] {
-        fs::write(&file, broken)?;
-        site.run(["resume", "web1"])?.complains(&["damaged", &file.display().to_string()])?;
-        ensure!(server.state()? == "suspended", "it is {}", server.state()?);
-    }
+    let (images, log) = (server.directory().join("volume/suspended"), server.directory().join("criu-restore.log"));
+    let beat = || -> Result<_> { Ok(fs::metadata(server.directory().join("volume/upper/var/beat"))?.modified()?) };
+    let last = beat()?;
+    let largest = |kind: &str| -> Result<(PathBuf, Vec<u8>)> {
+        let all = fs::read_dir(&images)?.flatten().map(|entry| entry.path());
+        let of_kind = all.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(kind)));
+        let file = of_kind.max_by_key(|path| path.metadata().map_or(0, |found| found.len()));
+        let file = file.with_context(|| format!("no image {kind}"))?;
+        let content = fs::read(&file)?;
+        Ok((file, content))
+    };
+    let flipped = |whole: &[u8]| {
+        let mut flipped = whole.to_vec();
+        flipped[whole.len() / 2] ^= 1;
+        flipped
+    };
+    let refused = |file: &Path, broken: &[u8]| -> Result<()> {
+        fs::write(file, broken)?;
+        site.run(["resume", "web1"])?.complains(&["damaged", &file.display().to_string(), "nothing was started"])?;
+        ensure!(server.state()? == "suspended" && beat()? == last, "it is {}, and has run", server.state()?);
+        Ok(())
+    };
+    // What CRIU acts on is compared before it is run, memory while it reads it.
+    let (core, whole) = largest("core-")?;
+    refused(&core, &flipped(&whole))?;
+    fs::write(&core, &whole)?;
+    let (file, whole) = largest("pages-")?;
+    refused(&file, &whole[..whole.len() / 2])?;
+    ensure!(!log.exists(), "criu was run");
+    refused(&file, &flipped(&whole))?;
+    ensure!(log.exists(), "criu waited for the checksum of the memory");
     fs::remove_file(&file)?;
     site.run(["resume", "web1"])?.complains(&["damaged", "missing"])?;
     fs::write(&file, &whole)?;

@@ -13,6 +13,7 @@ use kernel::lock::Flock;
 use kernel::process;
 
 use super::ahead::Ahead;
+use super::beside::{Begun, Beside};
 use super::image::{self, Manifest};
 use super::{blockers, clear, places, program, watched};
 use crate::criu::message::{Kind, Options as CriuOptions};
@@ -188,13 +189,13 @@ impl<'a> Subject<'a> {
             track_mem: ahead.map(|_| true),
             ..self.options()?
         };
-        let at = |stage: &str| match stage {
+        let at = |stage: &str, sums: &mut Beside| match stage {
             // Nothing reaches the server from now on, so that nothing is acknowledged that is not in the images.
             "network-lock" => network::put_on_bridge(&world, server, false),
             // From here on nothing moves until it is certain who counts.
             "post-dump" => self.check_restorable(&group).and_then(|()| {
                 freeze::hold(site, name)?;
-                commit(self.manifest(&group, images, ahead)?)
+                commit(self.manifest(&group, images, ahead, sums.end())?)
             }),
             _ => Ok(()),
         };
@@ -206,9 +207,10 @@ impl<'a> Subject<'a> {
             }
             let logs = site.server(name);
             let mut session = self.criu.begin(Kind::Dump, images, &logs, options.clone(), Some(self.lock))?;
+            let mut sums = Beside::begin(images);
             loop {
                 match self.listen(&mut session)? {
-                    Event::Stage { name: stage, .. } => match at(&stage) {
+                    Event::Stage { name: stage, .. } => match at(&stage, &mut sums) {
                         Ok(()) => session.go_on()?,
                         Err(error) => {
                             session.take_back();
@@ -258,9 +260,9 @@ impl<'a> Subject<'a> {
     }
 
     /// What is written down of the server beside its images.
-    fn manifest(&self, group: &Group, images: &Path, ahead: Option<&Ahead>) -> Result<Manifest> {
+    fn manifest(&self, group: &Group, images: &Path, ahead: Option<&Ahead>, begun: Begun) -> Result<Manifest> {
         let Self { server, status, .. } = self;
-        let files = image::survey(images)?;
+        let files = image::survey_rest(images, begun)?;
         let groups =
             group.unified_directory().map_or_else(|| Ok(Vec::new()), |directory| guest_groups::survey(&directory));
         Ok(Manifest {

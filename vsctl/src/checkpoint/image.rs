@@ -15,7 +15,9 @@ use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::beside::Begun;
 use super::program;
+use super::thin::holds_pages;
 use crate::checksum::Sum;
 use crate::failure::{Exit, Failure};
 use crate::lifecycle::guest_groups::GuestGroup;
@@ -105,7 +107,37 @@ impl Manifest {
     /// # Errors
     /// The first that is missing, cut or changed.
     pub fn verify(&self, directory: &Path, hint: &str) -> Result<()> {
-        for name in self.files.keys() {
+        self.verify_but_memory(directory, hint)?;
+        self.verify_memory(directory, hint)
+    }
+
+    /// The same of all that a restore acts on. Of the others, which hold what is in memory, only the lengths are looked at.
+    ///
+    /// # Errors
+    /// As [`Self::verify`].
+    pub fn verify_but_memory(&self, directory: &Path, hint: &str) -> Result<()> {
+        for (name, expected) in &self.files {
+            let damaged = match holds_pages(Path::new(name)) {
+                true => {
+                    let (whose, file) = (self.whose(), directory.join(name));
+                    let length = length(&file)?;
+                    (length != Some(expected.bytes)).then(|| cut(&whose, &file, length, expected))
+                }
+                false => self.damage(directory, name)?,
+            };
+            if let Some(damaged) = damaged {
+                return Err(damaged.hint(hint).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The same of those that hold what is in memory: most of the bytes.
+    ///
+    /// # Errors
+    /// As [`Self::verify`].
+    pub fn verify_memory(&self, directory: &Path, hint: &str) -> Result<()> {
+        for name in self.files.keys().filter(|name| holds_pages(Path::new(name))) {
             if let Some(damaged) = self.damage(directory, name)? {
                 return Err(damaged.hint(hint).into());
             }
@@ -113,12 +145,16 @@ impl Manifest {
         Ok(())
     }
 
+    fn whose(&self) -> String {
+        format!("'{}'", self.name)
+    }
+
     /// What is wrong with the image `name` in `directory`: whether it is missing, cut or changed.
     ///
     /// # Errors
     /// When it cannot be read.
     pub fn damage(&self, directory: &Path, name: &str) -> Result<Option<Failure>> {
-        damage(&format!("'{}'", self.name), self.files.get(name), &directory.join(name))
+        damage(&self.whose(), self.files.get(name), &directory.join(name))
     }
 
     /// Writes down the image `name` in `directory` as it is now.
@@ -163,23 +199,38 @@ impl Manifest {
 /// # Errors
 /// When it cannot be read.
 pub fn damage(whose: &str, expected: Option<&Sum>, file: &Path) -> Result<Option<Failure>> {
-    let damaged = |how: &str| {
-        let message = format!("the checkpoint of {whose} is damaged: {} {how}", file.display());
-        Ok(Some(Failure::new(Exit::Failed, message)))
-    };
-    let Some(expected) = expected else { return damaged("is not listed") };
+    let Some(expected) = expected else { return Ok(Some(damaged(whose, file, "is not listed"))) };
     let found = match Sum::of(file) {
-        Ok(found) => found,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return damaged("is missing"),
+        Ok(found) => Some(found),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
     };
-    if found.bytes != expected.bytes {
-        return damaged(&format!("has {} bytes and had {}", found.bytes, expected.bytes));
+    let length = found.as_ref().map(|found| found.bytes);
+    if length != Some(expected.bytes) {
+        return Ok(Some(cut(whose, file, length, expected)));
     }
-    if found != *expected {
-        return damaged("has other contents than it had");
+    Ok((found.as_ref() != Some(expected)).then(|| damaged(whose, file, "has other contents than it had")))
+}
+
+fn damaged(whose: &str, file: &Path, how: &str) -> Failure {
+    Failure::new(Exit::Failed, format!("the checkpoint of {whose} is damaged: {} {how}", file.display()))
+}
+
+/// Of a file that has another `length`, or is not there.
+fn cut(whose: &str, file: &Path, length: Option<u64>, expected: &Sum) -> Failure {
+    match length {
+        None => damaged(whose, file, "is missing"),
+        Some(length) => damaged(whose, file, &format!("has {length} bytes and had {}", expected.bytes)),
     }
-    Ok(None)
+}
+
+/// How long a file is, if it is there.
+fn length(file: &Path) -> Result<Option<u64>> {
+    match fs::metadata(file) {
+        Ok(found) => Ok(Some(found.len())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("look at {}", file.display())),
+    }
 }
 
 /// Reads what is written down beside images in a layout of `version`.
@@ -235,6 +286,14 @@ fn text(name: &str, record: &impl Serialize) -> Result<String> {
 /// # Errors
 /// When they cannot be read.
 pub fn survey(directory: &Path) -> Result<BTreeMap<String, Sum>> {
+    survey_rest(directory, Begun::new())
+}
+
+/// The same, when some of it has been summed while it was written.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn survey_rest(directory: &Path, mut begun: Begun) -> Result<BTreeMap<String, Sum>> {
     let mut images = Vec::new();
     for entry in fs::read_dir(directory).with_context(|| format!("read {}", directory.display()))? {
         let path = entry.with_context(|| format!("read {}", directory.display()))?.path();
@@ -247,7 +306,8 @@ pub fn survey(directory: &Path) -> Result<BTreeMap<String, Sum>> {
         }
     }
     let sum = |(name, path): (String, PathBuf)| {
-        Ok((name, Sum::of(&path).with_context(|| format!("read {}", path.display()))?))
+        let front = begun.remove(&name).unwrap_or_default();
+        Ok((name, Sum::of_rest(&path, front).with_context(|| format!("read {}", path.display()))?))
     };
     images.into_iter().map(sum).collect()
 }
@@ -308,6 +368,26 @@ mod tests {
         assert!(refused().contains("has 2500 bytes and had 5000"), "{}", refused());
         fs::remove_file(&file).unwrap();
         assert!(refused().contains("is missing"), "{}", refused());
+    }
+
+    /// What a restore reads to know what to do is whole before it begins; memory may be compared beside it.
+    #[test]
+    fn of_memory_only_the_length_is_looked_at_first() {
+        let (directory, manifest) = sealed();
+        let first = || manifest.verify_but_memory(directory.path(), "").map_err(|error| error.to_string());
+        let then = || manifest.verify_memory(directory.path(), "").map_err(|error| error.to_string());
+        let [memory, other] = ["pages-1.img", "core-1.img"].map(|name| directory.path().join(name));
+        fs::write(&memory, [8_u8; 5000]).unwrap();
+        first().unwrap();
+        assert!(then().unwrap_err().contains("other contents"));
+        fs::write(&memory, [7_u8; 4999]).unwrap();
+        assert!(first().unwrap_err().contains("has 4999 bytes and had 5000"));
+        fs::remove_file(&memory).unwrap();
+        assert!(first().unwrap_err().contains("is missing"));
+        fs::write(&memory, [7_u8; 5000]).unwrap();
+        fs::write(&other, "cork").unwrap();
+        then().unwrap();
+        assert!(first().unwrap_err().contains("core-1.img has other contents"));
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! are no server's can be put on the disk as a [tree].
 
 mod ahead;
+mod beside;
 mod blockers;
 mod dump;
 mod ids;
@@ -42,7 +43,7 @@ use crate::events;
 use crate::failure::{Exit, Failure};
 use crate::lifecycle::batch::Batch;
 use crate::lifecycle::facilities::Facilities;
-use crate::lifecycle::restore::{self, Image};
+use crate::lifecycle::restore::{self, Check, Image};
 use crate::lifecycle::start::{self, Starting};
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::world::World;
@@ -151,6 +152,16 @@ pub fn plan_resume(site: &Site, name: &Name) -> Result<Vec<String>> {
 
 /// What is written down of a suspended server's images, if they can be restored.
 fn resumable(site: &Site, server: &Server) -> Result<Manifest> {
+    let manifest = all_here(site, server)?;
+    manifest.verify(&state::suspended_directory(site, &server.name), NOTHING_STARTED)?;
+    Ok(manifest)
+}
+
+/// What can be done about images that are damaged.
+const NOTHING_STARTED: &str = "nothing was started; the server can be booted anew: `vsctl start --discard`";
+
+/// The same, without a look at the images themselves: none of its memory is elsewhere, and CRIU is here.
+fn all_here(site: &Site, server: &Server) -> Result<Manifest> {
     let manifest = known(site, server)?;
     version(site)?;
     if manifest.is_thin {
@@ -159,12 +170,10 @@ fn resumable(site: &Site, server: &Server) -> Result<Manifest> {
             "`vsctl migrate --continue` there sends it; without it, `vsctl start --discard` boots the server anew";
         return Err(Failure::new(Exit::Failed, message).hint(hint).into());
     }
-    let directory = state::suspended_directory(site, &server.name);
-    manifest.verify(&directory, "nothing was started; the server can be booted anew: `vsctl start --discard`")?;
     Ok(manifest)
 }
 
-/// The same, without a look at the images themselves.
+/// What is written down of a suspended server's images, and that they are its.
 fn known(site: &Site, server: &Server) -> Result<Manifest> {
     let name = &server.name;
     let directory = state::suspended_directory(site, name);
@@ -211,7 +220,9 @@ pub fn thin(site: &Site, name: &Name) -> Result<Manifest> {
 /// # Errors
 /// As [`resume`].
 pub fn resume_held(site: &Site, name: &Name, lock: Flock) -> Result<()> {
-    restore(site, name, restorable(site, name)?, Memory::Here, lock)?.finish(site)
+    let manifest = all_here(site, &store::load(site, name)?)?;
+    manifest.verify_but_memory(&state::suspended_directory(site, name), NOTHING_STARTED)?;
+    restore(site, name, manifest, Memory::Unread, lock)?.finish(site)
 }
 
 /// Where the memory of what is restored is.
@@ -219,6 +230,8 @@ pub fn resume_held(site: &Site, name: &Name, lock: Flock) -> Result<()> {
 pub enum Memory {
     /// In its images.
     Here,
+    /// The same, and they are compared with what is written down of them while CRIU reads them: nothing of it runs before they are whole.
+    Unread,
     /// The same; but it is not this host's yet, so it waits at a gate when it is whole, until [`Starting::open`].
     Waits,
     /// The same, and what is missing in [thin](make_thin) images comes from elsewhere as long as this is open.
@@ -236,8 +249,12 @@ pub fn restore(site: &Site, name: &Name, manifest: Manifest, memory: Memory, loc
     Facilities(site).ensure()?;
     Facilities(site).ensure_view()?;
     let program = program::other_than_here(site, &directory, &manifest)?;
+    let unread = matches!(memory, Memory::Unread).then(|| {
+        let (manifest, directory) = (manifest.clone(), directory.clone());
+        Check(Rc::new(move || manifest.verify_memory(&directory, NOTHING_STARTED)))
+    });
     let (waits, pages) = match memory {
-        Memory::Here => (false, None),
+        Memory::Here | Memory::Unread => (false, None),
         Memory::Waits => (true, None),
         Memory::Comes(pages) => (true, Some(Rc::new(pages))),
     };
@@ -253,6 +270,7 @@ pub fn restore(site: &Site, name: &Name, manifest: Manifest, memory: Memory, loc
         cpu: manifest.cpu,
         groups: manifest.groups,
         settings: manifest.settings,
+        unread,
         waits,
         pages,
     };

@@ -14,6 +14,7 @@
 //!
 //! So each step of a start has its counterpart here under the same name, with the same undo.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,7 +33,7 @@ use super::guest_groups::GuestGroup;
 use super::stage;
 use super::state::CpuTime;
 use super::thread_settings::ThreadSettings;
-use crate::aside::{self, Found};
+use crate::aside::{self, Errand, Found};
 use crate::criu::message::{CGROUPS_SOFT, Kind, NETWORK_LOCK_SKIP, Options};
 use crate::criu::{Criu, Event, Session};
 use crate::name::Name;
@@ -40,6 +41,9 @@ use crate::site::Site;
 
 /// How long a mount may take; nothing of a guest is met on the way.
 const MOUNT_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long it may take to compare memory with its checksum, when CRIU has read it all: longer than any disk needs that is not broken.
+pub const CHECK_LIMIT: Duration = Duration::from_secs(3600);
 
 /// How long a killed init may take to end.
 const END_MS: u64 = 10_000;
@@ -78,6 +82,27 @@ pub fn common(root: &Path, external: Vec<String>) -> Options {
     }
 }
 
+/// Looks whether images are whole that a restore only copies from, as it does with memory. So it goes on beside the restore, in a process
+/// that nothing else is in.
+#[derive(Clone)]
+pub struct Check(pub Rc<dyn Fn() -> Result<()>>);
+
+impl Check {
+    /// Begins.
+    ///
+    /// # Errors
+    /// When there can be no process.
+    pub fn begin(&self) -> Result<Errand> {
+        Errand::begin(&[], || (self.0)().map(|()| Found::default()))
+    }
+}
+
+impl fmt::Debug for Check {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Check")
+    }
+}
+
 /// What a restore needs to know beside the plan.
 #[derive(Clone, Debug)]
 pub struct Image {
@@ -99,6 +124,8 @@ pub struct Image {
     pub groups: Vec<GuestGroup>,
     /// What its threads had chosen for themselves and CRIU does not restore.
     pub settings: Vec<ThreadSettings>,
+    /// What is not known yet to be whole, when it runs on.
+    pub unread: Option<Check>,
     /// Whether it waits at a [gate](super::gate) when it is whole: it is not this host's to run yet.
     pub waits: bool,
     /// As long as this is open, who brings its memory does not end; none when it has all of it.

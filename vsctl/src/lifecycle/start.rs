@@ -22,11 +22,12 @@ use super::facilities::{self, Facilities};
 use super::files::FilesStep;
 use super::gate::{self, Gate, Keeper, Lifeline};
 use super::journal::{Journal, Lasting};
-use super::restore::Image;
+use super::restore::{Check, Image};
 use super::state::{self, Action, State, Status};
 use super::step::Step;
 use super::world::World;
 use super::{consoles, create, freeze, group, network, nodes, process as processes, restore, stop, view};
+use crate::aside::Errand;
 use crate::failure::{self, Exit, Failure};
 use crate::monitor::{self, Running};
 use crate::name::Name;
@@ -368,6 +369,8 @@ pub fn run(
     world.boot = Some(boot);
     let (image, gate) = image.unzip();
     world.image = image;
+    let unread = world.image.as_ref().and_then(|image| image.unread.as_ref());
+    let mut reading = unread.map(Check::begin).transpose()?;
     let mut journal = Journal::open(&state::journal_file(site, &name), Lasting::Boot)?;
     let outcome = execute::run("start", 1, steps, &mut world, &mut journal)
         .and_then(|()| world.running.take().context("nothing was booted"))
@@ -386,7 +389,7 @@ pub fn run(
             match &world.image {
                 None => events::note(site, &name, events::Kind::Started),
                 Some(image) => {
-                    running.lifeline = let_go(&world, image, gate.flatten(), &name, &status, &running)?;
+                    running.lifeline = let_go(&world, image, reading.take(), gate.flatten(), &name, &status, &running)?;
                 }
             }
             Ok(running)
@@ -422,6 +425,7 @@ fn note(
 fn let_go(
     world: &World,
     image: &Image,
+    reading: Option<Errand>,
     gate: Option<Gate>,
     name: &Name,
     status: &Status,
@@ -434,6 +438,9 @@ fn let_go(
         let notify = restore::notify_socket(status.pid, !server.spec.privileged)?;
         let kept: Vec<_> = running.consoles.iter().chain([&notify]).map(AsFd::as_fd).collect();
         consoles::keep(site, server.record.id, status.start_ticks, &kept)?;
+    }
+    if let Some(reading) = reading {
+        reading.end(restore::CHECK_LIMIT)?;
     }
     let mut lifeline = Vec::new();
     if let Some(gate) = gate {

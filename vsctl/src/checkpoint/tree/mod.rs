@@ -25,6 +25,7 @@ use anyhow::{Context, Result};
 use kernel::lock::Flock;
 use kernel::process::PidFd;
 
+use super::beside::{Begun, Beside};
 use super::blockers::refuse;
 use super::dump::Then;
 use super::kept::label_of_now;
@@ -223,9 +224,10 @@ impl Subject {
         fault(CREATE, 1)?;
         let options = Options { pid: Some(self.pid), leave_running: Some(then == Then::GoOn), ..common() };
         let mut session = self.criu.begin(Kind::Dump, draft, &site.tree_run(label), options, Some(lock))?;
+        let mut sums = Beside::begin(draft);
         loop {
             match session.listen()? {
-                Event::Stage { name, .. } if name == "post-dump" => match self.finish(draft, named) {
+                Event::Stage { name, .. } if name == "post-dump" => match self.finish(draft, named, sums.end()) {
                     Ok(()) => session.go_on()?,
                     Err(error) => {
                         session.take_back();
@@ -243,9 +245,9 @@ impl Subject {
     }
 
     /// Seals the images and gives them their name: from now on they are a checkpoint.
-    fn finish(&self, draft: &Path, named: &Path) -> Result<()> {
+    fn finish(&self, draft: &Path, named: &Path, begun: Begun) -> Result<()> {
         fault(CREATE, 2)?;
-        let record = Record::of(&Members::of(self.pid)?, &self.version, draft)?;
+        let record = Record::of(&Members::of(self.pid)?, &self.version, draft, begun)?;
         // The processes remember what they have written, wherever that is: it must be there when they come back.
         rustix::fs::sync();
         record.seal(draft)?;

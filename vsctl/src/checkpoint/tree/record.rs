@@ -8,6 +8,7 @@ use kernel::process;
 use serde::{Deserialize, Serialize};
 
 use super::members::Members;
+use crate::checkpoint::beside::Begun;
 use crate::checkpoint::image;
 use crate::checksum::Sum;
 use crate::lifecycle::thread_settings::{self, ThreadSettings};
@@ -68,11 +69,11 @@ pub struct Taken {
 }
 
 impl Record {
-    /// Of the tree `tree`, whose processes stand still and whose images are in `directory`.
+    /// Of the tree `tree`, whose processes stand still and whose images are in `directory`; of them some are summed.
     ///
     /// # Errors
     /// When a process or an image cannot be read.
-    pub fn of(tree: &Members, criu: &str, directory: &Path) -> Result<Self> {
+    pub fn of(tree: &Members, criu: &str, directory: &Path, begun: Begun) -> Result<Self> {
         let member = |process: &processes::Process| {
             let command = process.command.chars().take(COMMAND_CHARACTERS).collect();
             Ok(Member { pid: process.pid, threads: processes::threads(process.pid)?, command })
@@ -86,7 +87,7 @@ impl Record {
             processes: tree.inside.iter().map(member).collect::<Result<_>>()?,
             // Whoever started it has chosen for it.
             settings: thread_settings::survey(&tree.inside.iter().map(|process| process.pid).collect::<Vec<_>>(), None),
-            files: image::survey(directory)?,
+            files: image::survey_rest(directory, begun)?,
         })
     }
 
