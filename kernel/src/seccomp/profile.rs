@@ -10,7 +10,7 @@ use crate::{Result, sys};
 /// Which filter a server gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
-    /// Also refuse what a checkpoint could not save: nested namespaces other than mount and net, io_uring, BPF programs.
+    /// Also refuse what a checkpoint could not save: nested namespaces other than mount and net, io_uring, BPF programs, MPTCP.
     pub migratable: bool,
     /// Refuse only what changes the host as a whole, for servers that are trusted with it.
     pub privileged: bool,
@@ -75,6 +75,7 @@ const KEYS: &[(&str, Numbers)] =
 pub(super) const SYSINFO: Numbers = both(99, 116);
 pub(super) const SCHED_GETAFFINITY: Numbers = both(204, 242);
 
+const SOCKET: Numbers = both(41, 359);
 const BPF: Numbers = both(321, 357);
 const IO_URING_SETUP: Numbers = both(425, 425);
 const CLONE: Numbers = both(56, 120);
@@ -166,7 +167,7 @@ fn rules(profile: &Profile) -> Vec<(Numbers, Verdict)> {
 }
 
 /// What CRIU cannot save; systemd and its services go on without all of it.
-fn migratable_rules() -> [(Numbers, Verdict); 5] {
+fn migratable_rules() -> [(Numbers, Verdict); 6] {
     let nested = |bits| Verdict::FailOnBits { argument: 0, bits, errno: libc::EPERM };
     [
         // The bit of CLONE_NEWTIME lies in clone's exit signal, so only unshare(2) can ask for a time namespace.
@@ -176,6 +177,8 @@ fn migratable_rules() -> [(Numbers, Verdict); 5] {
         (CLONE3, Verdict::Fail(libc::ENOSYS)),
         (IO_URING_SETUP, Verdict::Fail(libc::ENOSYS)),
         (BPF, Verdict::Fail(libc::EPERM)),
+        // As a kernel without it says: programs then take TCP. Those in Go, from 1.24 on, ask for this whenever they listen.
+        (SOCKET, Verdict::FailOnValue { argument: 2, value: libc::IPPROTO_MPTCP as u32, errno: libc::EPROTONOSUPPORT }),
     ]
 }
 
@@ -200,7 +203,10 @@ mod tests {
 
     /// `allow` or the errno, and the number of steps.
     fn ask(profile: Profile, architecture: u32, number: u32, arguments: [u64; 2]) -> (Option<i32>, usize) {
-        let arguments = [arguments[0], arguments[1], 0, 0, 0, 0];
+        ask_with(profile, architecture, number, [arguments[0], arguments[1], 0, 0, 0, 0])
+    }
+
+    fn ask_with(profile: Profile, architecture: u32, number: u32, arguments: [u64; 6]) -> (Option<i32>, usize) {
         let (answer, steps) = run(&Filter::compile(&profile).program, &Call { architecture, number, arguments });
         let errno = match answer {
             ALLOW => None,
@@ -313,6 +319,21 @@ mod tests {
             assert_eq!(ask(MIGRATABLE, architecture, unshare, [libc::CLONE_NEWTIME as u64, 0]).0, Some(libc::EPERM));
             assert_eq!(answer(MIGRATABLE, architecture, clone3), Some(libc::ENOSYS));
             assert_eq!(answer(PLAIN, architecture, clone3), None);
+        }
+    }
+
+    #[test]
+    fn migratable_servers_take_tcp_for_mptcp() {
+        for (architecture, number) in [(X86_64, 41), (X86_64, 41 | X32_BIT), (I386, 359)] {
+            let socket = |profile, protocol: i32| {
+                let arguments = [libc::AF_INET as u64, libc::SOCK_STREAM as u64, protocol as u64, 0, 0, 0];
+                ask_with(profile, architecture, number, arguments).0
+            };
+            assert_eq!(socket(MIGRATABLE, libc::IPPROTO_MPTCP), Some(libc::EPROTONOSUPPORT));
+            assert_eq!(socket(PLAIN, libc::IPPROTO_MPTCP), None);
+            for protocol in [0, libc::IPPROTO_TCP, libc::IPPROTO_UDP, libc::NETLINK_ROUTE] {
+                assert_eq!(socket(MIGRATABLE, protocol), None);
+            }
         }
     }
 
