@@ -56,6 +56,21 @@ impl Group {
         Ok(usage)
     }
 
+    /// Memory that is in no file, in bytes: what programs have for themselves or share, tmpfs, and what of it is swapped out. The kernel
+    /// takes its time for this (`memory.stat`), so [`Self::usage`] does without.
+    ///
+    /// # Errors
+    /// When the group cannot be read. Without a memory controller it is 0.
+    pub fn anonymous_bytes(&self) -> Result<u64> {
+        let Some(directory) = self.directory(Controller::Memory) else { return Ok(0) };
+        let stat = read_optional(&directory.join("memory.stat"))?.unwrap_or_default();
+        let sum = |keys: &[&str]| keys.iter().filter_map(|key| value_of(&stat, key)).sum::<u64>();
+        if self.hierarchies.is_v1(Controller::Memory) {
+            return Ok(sum(&["total_rss", "total_shmem", "total_swap"]));
+        }
+        Ok(sum(&["anon", "shmem"]) + read_number(&directory.join("memory.swap.current"))?.unwrap_or(0))
+    }
+
     fn read_memory(&self, usage: &mut Usage) -> Result<()> {
         let Some(directory) = self.directory(Controller::Memory) else {
             return Ok(());
@@ -182,6 +197,7 @@ mod tests {
             ("memory.max", "max\n"),
             ("memory.swap.current", "5\n"),
             ("memory.swap.max", "0\n"),
+            ("memory.stat", "anon 600\nfile 300\nshmem 40\n"),
             (
                 "cpu.stat",
                 "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnice_usec 0\nnr_throttled 2\nthrottled_usec 7\n",
@@ -202,6 +218,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(group.usage().unwrap(), expected);
+        assert_eq!(group.anonymous_bytes().unwrap(), 645);
     }
 
     #[test]
@@ -210,7 +227,7 @@ mod tests {
             ("memory.usage_in_bytes", "1000\n"),
             ("memory.limit_in_bytes", "4096\n"),
             ("memory.memsw.limit_in_bytes", "6144\n"),
-            ("memory.stat", "cache 1\nswap 2\ntotal_cache 1\ntotal_swap 9\n"),
+            ("memory.stat", "cache 1\nswap 2\ntotal_cache 1\ntotal_rss 20\ntotal_shmem 1\ntotal_swap 9\n"),
             ("cpuacct.usage", "30000\n"),
             ("cpuacct.stat", "user 4\nsystem 2\n"),
             ("cpu.stat", "nr_periods 1\nnr_throttled 1\nthrottled_time 7000\n"),
@@ -231,6 +248,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(group.usage().unwrap(), expected);
+        assert_eq!(group.anonymous_bytes().unwrap(), 30);
     }
 
     #[test]
