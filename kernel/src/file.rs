@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -64,10 +65,16 @@ impl FileSystem {
     }
 }
 
-/// Has the kernel begin to bring what is dirty of `file` to the disk, and does not wait for that (sync_file_range(2)): whoever waits for it later
-/// waits for less. No promise by itself.
-pub fn begin_writing(file: &File) -> Result<()> {
-    crate::sys::begin_writing(file.as_fd()).during("begin to write", "a file")
+/// Has the kernel begin to bring what is dirty of `file`, in these `bytes` of it, to the disk (sync_file_range(2)): whoever waits for it later
+/// waits for less. It does not wait for the disk itself, but for room in the queue of a slow one. No promise by itself.
+pub fn begin_writing(file: &File, bytes: Range<u64>) -> Result<()> {
+    let length = bytes.end.saturating_sub(bytes.start);
+    // To the kernel, none is all.
+    if length == 0 {
+        return Ok(());
+    }
+    let (offset, length) = (bytes.start.min(i64::MAX as u64) as i64, length.min(i64::MAX as u64) as i64);
+    crate::sys::begin_writing(file.as_fd(), offset, length).during("begin to write", "a file")
 }
 
 /// Brings the name `path`, as it is or is no longer in its directory, to the disk (fsync(2) of the directory).

@@ -72,10 +72,11 @@ pub(crate) fn clone(flags: u64, exit_signal: c_int) -> io::Result<Cloned> {
 /// `CLONE_INTO_CGROUP` of linux/sched.h; libc's constant is a c_int, which it does not fit.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// sync_file_range(2) of a whole file with `SYNC_FILE_RANGE_WRITE`.
-pub(crate) fn begin_writing(file: BorrowedFd<'_>) -> io::Result<()> {
+/// sync_file_range(2) with `SYNC_FILE_RANGE_WRITE`, of `length` bytes from `offset`; 0: to the end.
+pub(crate) fn begin_writing(file: BorrowedFd<'_>, offset: i64, length: i64) -> io::Result<()> {
     // SAFETY: no pointers; the descriptor is open as long as it is borrowed.
-    check(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) }.into()).map(drop)
+    check(unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) }.into())
+        .map(drop)
 }
 
 /// mount_setattr(2) on the mount that `mount` names, with `AT_EMPTY_PATH` and, if asked, `AT_RECURSIVE`.

@@ -1,12 +1,12 @@
 //! A process by descriptor: the name that cannot pass to another process.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::process::{PidfdFlags, WaitId, WaitIdOptions};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, WaitId, WaitIdOptions};
 
 use super::to_pid;
 use crate::error::During;
@@ -22,6 +22,12 @@ impl PidFd {
     pub fn open(pid: i32) -> Result<PidFd> {
         let process = to_pid(pid, "open")?;
         rustix::process::pidfd_open(process, PidfdFlags::empty()).map(PidFd).during("open", format_args!("pid {pid}"))
+    }
+
+    /// A copy of the process's descriptor `number` (pidfd_getfd(2)): the same open file. EBADF: it has none; ENOSYS: Linux before 5.6.
+    pub fn descriptor(&self, number: RawFd) -> Result<OwnedFd> {
+        rustix::process::pidfd_getfd(&self.0, number, PidfdGetfdFlags::empty())
+            .during("copy", format_args!("descriptor {number} of a process"))
     }
 
     /// Sends a signal, real-time ones included. ESRCH: the process has ended.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -20,8 +20,11 @@ use rustix::thread::gettid;
 use super::thin::holds_pages;
 use crate::checksum::Summing;
 
-/// How long it looks away when there was nothing new.
+/// How long it looks away: what CRIU writes in that time is all that is left when it is done.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// How much is given to the disk at once, in bytes: a queue that is full makes the kernel wait for the disk.
+const WRITTEN_AT_ONCE: u64 = 8 << 20;
 
 /// What has been summed of each image, by its name.
 pub type Begun = BTreeMap<String, Summing>;
@@ -62,47 +65,55 @@ impl Drop for Beside {
     }
 }
 
+/// An image so far.
+#[derive(Debug, Default)]
+struct Followed {
+    summed: Summing,
+    /// As many bytes have begun to come to the disk.
+    on_its_way: u64,
+}
+
 fn follow(directory: &Path, ends: &AtomicBool) -> Begun {
-    let mut begun = Begun::new();
+    let mut images = BTreeMap::new();
     while !ends.load(Ordering::Acquire) {
-        if !pass(directory, &mut begun, ends) {
-            thread::park_timeout(PAUSE);
-        }
+        pass(directory, &mut images, ends);
+        thread::park_timeout(PAUSE);
     }
-    begun
+    images.into_iter().map(|(name, image): (_, Followed)| (name, image.summed)).collect()
 }
 
-/// Sums what is new; whether there was any. What cannot be read is left to who reads all of it at the end, and says why.
-fn pass(directory: &Path, begun: &mut Begun, ends: &AtomicBool) -> bool {
-    let Ok(entries) = fs::read_dir(directory) else { return false };
-    let images = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| holds_pages(path));
-    let mut found = false;
-    for path in images.collect::<Vec<PathBuf>>() {
+/// Sums what is new. What cannot be read is left to who reads all of it at the end, and says why.
+fn pass(directory: &Path, images: &mut BTreeMap<String, Followed>, ends: &AtomicBool) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| holds_pages(path)) {
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        let summing = begun.entry(name.to_owned()).or_default();
-        match add_new(&path, summing, ends) {
-            Ok(added) => found |= added,
-            Err(_) => drop(begun.remove(name)),
+        if images.entry(name.to_owned()).or_default().go_on(&path, ends).is_err() {
+            images.remove(name);
         }
     }
-    found
 }
 
-fn add_new(path: &Path, summing: &mut Summing, ends: &AtomicBool) -> io::Result<bool> {
-    let before = summing.bytes();
-    if fs::metadata(path)?.size() == before {
-        return Ok(false);
+impl Followed {
+    fn go_on(&mut self, path: &Path, ends: &AtomicBool) -> io::Result<()> {
+        if ends.load(Ordering::Acquire) || fs::metadata(path)?.size() == self.summed.bytes() {
+            return Ok(());
+        }
+        let file = File::open(path)?;
+        self.summed.go_on(&file, || !ends.load(Ordering::Acquire))?;
+        while self.on_its_way + WRITTEN_AT_ONCE <= self.summed.bytes() && !ends.load(Ordering::Acquire) {
+            let next = self.on_its_way..self.on_its_way + WRITTEN_AT_ONCE;
+            self.on_its_way = next.end;
+            // What fails is told to whoever waits for the disk.
+            let _ = kernel::file::begin_writing(&file, next);
+        }
+        Ok(())
     }
-    let file = File::open(path)?;
-    summing.go_on(&file, || !ends.load(Ordering::Acquire))?;
-    // What fails is told to whoever waits for it.
-    let _ = kernel::file::begin_writing(&file);
-    Ok(summing.bytes() > before)
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::path::PathBuf;
 
     use super::*;
     use crate::checksum::Sum;
@@ -117,37 +128,61 @@ mod tests {
         panic!("it does not come");
     }
 
+    /// One image, which somebody has followed.
+    struct Image(tempfile::TempDir, BTreeMap<String, Followed>);
+
+    impl Image {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap(), BTreeMap::new())
+        }
+
+        fn path(&self) -> PathBuf {
+            self.0.path().join("pages-1.img")
+        }
+
+        fn pass(&mut self, ends: bool) -> u64 {
+            pass(self.0.path(), &mut self.1, &AtomicBool::new(ends));
+            self.1["pages-1.img"].summed.bytes()
+        }
+
+        fn check(mut self) {
+            let path = self.path();
+            let followed = self.1.remove("pages-1.img").unwrap();
+            assert!(self.1.is_empty(), "{:?}", self.1);
+            assert_eq!(Sum::of_rest(&path, followed.summed).unwrap(), Sum::of(&path).unwrap());
+        }
+    }
+
     #[test]
     fn what_grows_is_followed_and_finished_by_who_comes_later() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("pages-1.img");
-        let mut file = File::create(&path).unwrap();
-        fs::write(directory.path().join("core-1.img"), "not memory").unwrap();
-        let ends = AtomicBool::new(false);
-        let mut begun = Begun::new();
-        for round in 0..3_u8 {
-            file.write_all(&vec![round; 700_000]).unwrap();
-            assert!(pass(directory.path(), &mut begun, &ends));
-            assert!(!pass(directory.path(), &mut begun, &ends), "nothing is new");
-            assert_eq!(begun["pages-1.img"].bytes(), (u64::from(round) + 1) * 700_000);
+        let mut image = Image::new();
+        let mut file = File::create(image.path()).unwrap();
+        fs::write(image.0.path().join("core-1.img"), "not memory").unwrap();
+        for round in 1..=3_u8 {
+            file.write_all(&vec![round; 5_000_000]).unwrap();
+            assert_eq!(image.pass(false), u64::from(round) * 5_000_000);
         }
+        assert_eq!(image.1["pages-1.img"].on_its_way, WRITTEN_AT_ONCE);
         file.write_all(b"the end").unwrap();
-        assert_eq!(begun.keys().collect::<Vec<_>>(), ["pages-1.img"]);
-        let summing = begun.remove("pages-1.img").unwrap();
-        assert_eq!(Sum::of_rest(&path, summing).unwrap(), Sum::of(&path).unwrap());
+        image.check();
     }
 
     /// As when CRIU is done, or has failed, in the middle of much memory.
     #[test]
     fn it_ends_at_once_when_it_is_told() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("pages-1.img");
-        fs::write(&path, vec![7; 3 << 20]).unwrap();
-        let mut begun = Begun::new();
-        pass(directory.path(), &mut begun, &AtomicBool::new(true));
-        let summing = begun.remove("pages-1.img").unwrap();
-        assert!(summing.bytes() < 3 << 20, "{summing:?}");
-        assert_eq!(Sum::of_rest(&path, summing).unwrap(), Sum::of(&path).unwrap());
+        let mut image = Image::new();
+        fs::write(image.path(), vec![7; 30 << 20]).unwrap();
+        assert_eq!(image.pass(true), 0);
+        image.check();
+    }
+
+    #[test]
+    fn what_became_shorter_is_summed_anew() {
+        let mut image = Image::new();
+        fs::write(image.path(), [7; 5000]).unwrap();
+        image.pass(false);
+        fs::write(image.path(), [7; 100]).unwrap();
+        image.check();
     }
 
     #[test]
@@ -164,24 +199,12 @@ mod tests {
         };
         let mut beside = Beside::begin(directory.path());
         wait_until(|| threads() == 1);
-        fs::write(directory.path().join("pages-1.img"), [7; 5000]).unwrap();
-        // It looks each 10 ms.
-        thread::sleep(Duration::from_millis(500));
-        let begun = beside.end();
-        assert_eq!(begun["pages-1.img"].bytes(), 5000);
-        assert_eq!(threads(), 0);
-        assert!(beside.end().is_empty());
-    }
-
-    #[test]
-    fn what_became_shorter_is_summed_anew() {
-        let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pages-1.img");
         fs::write(&path, [7; 5000]).unwrap();
-        let mut begun = Begun::new();
-        assert!(pass(directory.path(), &mut begun, &AtomicBool::new(false)));
-        fs::write(&path, [7; 100]).unwrap();
-        let summing = begun.remove("pages-1.img").unwrap();
-        assert_eq!(Sum::of_rest(&path, summing).unwrap(), Sum::of(&path).unwrap());
+        thread::sleep(10 * PAUSE);
+        let begun = beside.end().remove("pages-1.img").unwrap_or_default();
+        assert_eq!(threads(), 0);
+        assert_eq!(Sum::of_rest(&path, begun).unwrap(), Sum::of(&path).unwrap());
+        assert!(beside.end().is_empty());
     }
 }

@@ -301,7 +301,7 @@ pub fn survey_rest(directory: &Path, mut begun: Begun) -> Result<BTreeMap<String
         if path.extension().is_some_and(|extension| extension == "img") || program::is_program(&name) {
             let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
             // What fails is told to whoever waits for it.
-            let _ = kernel::file::begin_writing(&file);
+            let _ = kernel::file::begin_writing(&file, 0..u64::MAX);
             images.push((name, path));
         }
     }

@@ -28,8 +28,10 @@ pub use pages::Pages;
 /// How many of the last lines of errors in a log are told.
 const ERRORS_TOLD: usize = 3;
 
-/// How long CRIU may be at work without a word. A guest can make it slow, and then is let go on.
+/// How long CRIU may be at work without a word. A guest can make a dump slow, and then is let go on; in a restore nothing of it acts, and all
+/// of its memory may have to come from a slow disk.
 const SILENCE: Duration = Duration::from_secs(600);
+const SILENCE_OF_RESTORE: Duration = Duration::from_secs(3600);
 
 /// After what time without a word of CRIU's somebody looks why, and then again and again.
 const LOOK_MS: u64 = 500;
@@ -261,13 +263,13 @@ impl Session {
     /// # Errors
     /// As [`Self::listen`], and what `look` says.
     pub fn listen_and(&mut self, look: impl Fn() -> Result<()>) -> Result<Event> {
-        let began = Instant::now();
+        let (began, silence) = (Instant::now(), if self.kind == Kind::Restore { SILENCE_OF_RESTORE } else { SILENCE });
         let packet = loop {
             if let Some(packet) = self.channel.receive_within(LOOK_MS).context("listen to criu")? {
                 break packet;
             }
-            if began.elapsed() >= SILENCE {
-                bail!("criu has said nothing for {} s: {}", SILENCE.as_secs(), self.why());
+            if began.elapsed() >= silence {
+                bail!("criu has said nothing for {} s: {}", silence.as_secs(), self.why());
             }
             look()?;
         };

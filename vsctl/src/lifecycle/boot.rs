@@ -166,6 +166,7 @@ pub fn go_on(world: &World, restore: Restore) -> Result<Running> {
         Moment::Apart => {
             group.unified_directory().map_or(Ok(()), |directory| guest_groups::fill(&directory, &image.groups))
         }
+        Moment::Read => world.compared(),
         Moment::Complete => {
             // Until it is written down that it runs, and the images have gone. CRIU lets them run whatever we say.
             freeze::hold(world.site, &plan.server.name).inspect_err(|_| {

@@ -8,7 +8,9 @@
 //!    │ overlay: mounted by a process that joined the namespaces; seen by the host and by init at the same path
 //!    │ link: one end on the bridge, the other waiting in the host's network
 //!    │ go on ───────────────────►│ mounts, link moved inside, processes  │
-//!    │◄──────── "post-restore" … │                                       │ goes on
+//!    │◄──────────"post-restore"  │ all images are read; what CRIU has left in the volume for itself goes behind this
+//!    │ memory compared ─────────►│
+//!    │◄───────────"pre-resume"   │                                       │ goes on
 //!    │◄──────────────── done     ✕
 //! ```
 //!
@@ -41,9 +43,6 @@ use crate::site::Site;
 
 /// How long a mount may take; nothing of a guest is met on the way.
 const MOUNT_LIMIT: Duration = Duration::from_secs(30);
-
-/// How long it may take to compare memory with its checksum, when CRIU has read it all: longer than any disk needs that is not broken.
-pub const CHECK_LIMIT: Duration = Duration::from_secs(3600);
 
 /// How long a killed init may take to end.
 const END_MS: u64 = 10_000;
@@ -82,8 +81,8 @@ pub fn common(root: &Path, external: Vec<String>) -> Options {
     }
 }
 
-/// Looks whether images are whole that a restore only copies from, as it does with memory. So it goes on beside the restore, in a process
-/// that nothing else is in.
+/// Looks whether images are whole that a restore copies to where nothing runs yet, as it does with memory. So it goes on beside the restore,
+/// in a process that nothing else is in.
 #[derive(Clone)]
 pub struct Check(pub Rc<dyn Fn() -> Result<()>>);
 
@@ -182,6 +181,8 @@ pub fn notify_socket(pid: i32, has_ids: bool) -> Result<OwnedFd> {
 pub enum Moment {
     /// Init has its namespaces and its control group; no other process is there.
     Apart,
+    /// CRIU has read all images, and taken away nothing yet that another restore of them would need.
+    Read,
     /// All processes are there, and none has run yet.
     Complete,
 }
@@ -286,6 +287,7 @@ impl Restore {
                     match name.as_str() {
                         "orphan-pts-master" => masters.extend(descriptors),
                         "post-setup-namespaces" => at(Moment::Apart).inspect_err(|_| self.end())?,
+                        "post-restore" => at(Moment::Read).inspect_err(|_| self.end())?,
                         "pre-resume" => at(Moment::Complete).inspect_err(|_| self.end())?,
                         _ => {}
                     }

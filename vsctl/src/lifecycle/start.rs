@@ -27,7 +27,6 @@ use super::state::{self, Action, State, Status};
 use super::step::Step;
 use super::world::World;
 use super::{consoles, create, freeze, group, network, nodes, process as processes, restore, stop, view};
-use crate::aside::Errand;
 use crate::failure::{self, Exit, Failure};
 use crate::monitor::{self, Running};
 use crate::name::Name;
@@ -370,7 +369,8 @@ pub fn run(
     let (image, gate) = image.unzip();
     world.image = image;
     let unread = world.image.as_ref().and_then(|image| image.unread.as_ref());
-    let mut reading = unread.map(Check::begin).transpose()?;
+    let reading = unread.map(Check::begin).transpose()?;
+    world.reading = reading.into();
     let mut journal = Journal::open(&state::journal_file(site, &name), Lasting::Boot)?;
     let outcome = execute::run("start", 1, steps, &mut world, &mut journal)
         .and_then(|()| world.running.take().context("nothing was booted"))
@@ -389,11 +389,17 @@ pub fn run(
             match &world.image {
                 None => events::note(site, &name, events::Kind::Started),
                 Some(image) => {
-                    running.lifeline = let_go(&world, image, reading.take(), gate.flatten(), &name, &status, &running)?;
+                    running.lifeline = let_go(&world, image, gate.flatten(), &name, &status, &running)?;
                 }
             }
             Ok(running)
         });
+    let outcome = outcome.map_err(|error| match (world.compared(), error.downcast_ref()) {
+        (Ok(()), _) => error,
+        // CRIU looks at some of the memory itself, and what it says of that then helps nobody.
+        (Err(damaged), None) => damaged,
+        (Err(damaged), Some(execute::Outcome(outcome))) => damaged.context(execute::Outcome(outcome.clone())),
+    });
     if outcome.is_err() {
         // The plan has taken itself back; when only the note failed, that is still to do.
         execute::take_back("undo", &mut world, &mut journal)?;
@@ -425,7 +431,6 @@ fn note(
 fn let_go(
     world: &World,
     image: &Image,
-    reading: Option<Errand>,
     gate: Option<Gate>,
     name: &Name,
     status: &Status,
@@ -438,9 +443,6 @@ fn let_go(
         let notify = restore::notify_socket(status.pid, !server.spec.privileged)?;
         let kept: Vec<_> = running.consoles.iter().chain([&notify]).map(AsFd::as_fd).collect();
         consoles::keep(site, server.record.id, status.start_ticks, &kept)?;
-    }
-    if let Some(reading) = reading {
-        reading.end(restore::CHECK_LIMIT)?;
     }
     let mut lifeline = Vec::new();
     if let Some(gate) = gate {

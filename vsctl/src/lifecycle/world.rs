@@ -2,11 +2,12 @@
 //!
 //! A world for taking back (stop, recovery) has no processes: undos find everything by name.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use kernel::cgroup::Group;
 use net::Netlink;
 use net::firewall::{Firewall, Ruleset};
@@ -17,8 +18,12 @@ use super::execute::Host;
 use super::inside::Inside;
 use super::restore::Image;
 use super::step::Step;
+use crate::aside::Errand;
 use crate::monitor::Running;
 use crate::site::Site;
+
+/// How long it may take to compare memory with its checksums: longer than any disk needs that is not broken.
+const COMPARE_LIMIT: Duration = Duration::from_secs(3600);
 
 /// The host as one command sees it.
 #[derive(Debug)]
@@ -33,6 +38,8 @@ pub struct World<'a> {
     pub boot: Option<BootPlan>,
     /// What to restore instead of booting.
     pub image: Option<Image>,
+    /// Who looks whether all of that is whole, until it is known.
+    pub reading: RefCell<Option<Errand>>,
     /// The process in the new namespaces, between its step and the boot.
     pub inside: Option<Inside>,
     /// The root as the host sees it.
@@ -56,6 +63,7 @@ impl<'a> World<'a> {
             firewall: None,
             boot: None,
             image: None,
+            reading: RefCell::new(None),
             inside: None,
             root: None,
             running: None,
@@ -106,6 +114,15 @@ impl<'a> World<'a> {
             None => Firewall::open(self.site.table())?,
         };
         Ok(self.firewall.insert(opened))
+    }
+
+    /// Waits until what is restored is known to be whole.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn compared(&self) -> Result<()> {
+        let Some(reading) = self.reading.borrow_mut().take() else { return Ok(()) };
+        reading.end(COMPARE_LIMIT).map(drop).context("compare its memory with the checksums")
     }
 
     /// The process in the new namespaces.
