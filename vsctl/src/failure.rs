@@ -28,12 +28,14 @@ pub enum Exit {
     AlreadyRunning = 32,
     /// The name is taken.
     Exists = 43,
-    /// No such server, or its files are gone.
+    /// No such server or checkpoint, or its files are gone.
     NoServer = 44,
     /// The disk is full.
     NoSpace = 46,
     /// No such template.
     NoTemplate = 91,
+    /// Given up because of ^C, a hang-up or SIGTERM: as a shell tells of the first.
+    Interrupted = 130,
 }
 
 impl Exit {
@@ -48,9 +50,10 @@ impl Exit {
         (Exit::NotRunning, "the server is not running"),
         (Exit::AlreadyRunning, "the server is running already"),
         (Exit::Exists, "the name is taken"),
-        (Exit::NoServer, "no such server, or its files are gone"),
+        (Exit::NoServer, "no such server or checkpoint, or its files are gone"),
         (Exit::NoSpace, "the disk is full"),
         (Exit::NoTemplate, "no such template"),
+        (Exit::Interrupted, "given up because of SIGINT, SIGHUP or SIGTERM; all is as it was"),
     ];
 
     /// The condition with number `code`; [`Exit::Failed`] for one that has none.

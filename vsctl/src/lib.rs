@@ -18,6 +18,7 @@ pub mod enter;
 pub mod events;
 pub mod failure;
 mod guest_file;
+mod interrupt;
 pub mod lifecycle;
 pub mod migrate;
 pub mod monitor;

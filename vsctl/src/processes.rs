@@ -97,6 +97,11 @@ pub fn text(id: i32, name: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&fs::read(format!("/proc/{id}/{name}"))?).into_owned())
 }
 
+/// A line of a file of /proc with names and values.
+pub fn field<'t>(status: &'t str, name: &str) -> Option<&'t str> {
+    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
 /// The threads of process `pid`, by their numbers.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::CString,
+    fs::File,
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::Path,
 };
@@ -15,6 +16,11 @@ use nix::{
     },
 };
 
+use rustix::{
+    fs::FallocateFlags,
+    net::{AddressFamily, SocketType},
+};
+
 use super::{Check, Kind};
 
 pub const KINDS: &[Kind] = &[
@@ -22,6 +28,8 @@ pub const KINDS: &[Kind] = &[
     ("message-queue-that-nobody-has-open", closed_queue),
     ("tcp-listener-with-one-waiting", waiting),
     ("eventfd-that-is-a-semaphore", semaphore),
+    ("socket-of-ping", ping),
+    ("removed-file-that-is-large", removed),
 ];
 
 /// Each of another name: it outlives its program.
@@ -60,6 +68,29 @@ fn semaphore(_: &Path) -> Result<Check> {
     let semaphore = EventFd::from_value_and_flags(5, EfdFlags::EFD_SEMAPHORE).context("make a semaphore")?;
     Ok(Box::new(move || {
         let _ = &semaphore;
+        Ok(())
+    }))
+}
+
+fn ping(_: &Path) -> Result<Check> {
+    // A range of groups may have such sockets, and ours is to be one of them.
+    std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0").context("allow it")?;
+    let protocol = Some(rustix::net::ipproto::ICMP);
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, protocol).context("make a socket")?;
+    Ok(Box::new(move || {
+        let _ = &socket;
+        Ok(())
+    }))
+}
+
+/// As a log is that was rotated while its program writes on.
+fn removed(place: &Path) -> Result<Check> {
+    let path = place.join("removed");
+    let file = File::create(&path).context("make a file")?;
+    rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 65 << 20).context("make it large")?;
+    std::fs::remove_file(&path).context("remove it")?;
+    Ok(Box::new(move || {
+        let _ = &file;
         Ok(())
     }))
 }

@@ -7,7 +7,7 @@ use system_tests::{
     ability,
     promise::skip,
     promises,
-    server::Running,
+    server::{Running, Server},
     site::Site,
     survivor::{AS_IT_WAS, NOT_HELD, refused},
 };
@@ -17,6 +17,7 @@ promises![
     its_limits_hold_it_still,
     who_is_just_starting_another_is_waited_for;
     each of ["busybox", "debian-13"]:
+    a_login_on_the_console_goes_on,
     every_kind_survives_a_suspend_and_a_checkpoint
 ];
 
@@ -143,6 +144,8 @@ fn what_no_checkpoint_holds_is_refused_by_its_name(site: &Site) -> Result<()> {
         ("message-queue-that-nobody-has-open", &["POSIX message queue", "/survivor-closed"]),
         ("tcp-listener-with-one-waiting", &["TCP port 7073", "not accepted"]),
         ("eventfd-that-is-a-semaphore", &["survivor", "eventfd"]),
+        ("socket-of-ping", &["survivor", "a socket of ping"]),
+        ("removed-file-that-is-large", &["survivor", "removed", "more than 64 MiB", "(deleted)"]),
     ] {
         ensure!(refused().any(|known| known == kind), "no kind is {kind}");
         hold(site, &server, kind)?;
@@ -154,6 +157,41 @@ fn what_no_checkpoint_holds_is_refused_by_its_name(site: &Site) -> Result<()> {
         server.until("! pidof survivor")?;
     }
     Ok(())
+}
+
+/// With what it had in its variables, and its terminal's keys still reach who is in the foreground.
+fn a_login_on_the_console_goes_on(site: &Site, template: &str) -> Result<()> {
+    ability::lacks_for_checkpoints()?.map_or(Ok(()), |why| Err(skip(why)))?;
+    let draft = site.template(template)?.server("web1").with("--migratable --password-stdin");
+    site.keep(site.vsctl(draft.command()).input("open sesame\n"))?.success()?;
+    let server = Server::adopt(site, "web1").start()?;
+    let dialogue = |steps: &[(&str, &str)]| -> Result<()> {
+        let mut console = server.terminal(&["console", "web1"])?;
+        for (typed, shown) in steps {
+            console.send(typed)?;
+            console.expect(shown).with_context(|| format!("after {typed:?}"))?;
+        }
+        Ok(())
+    };
+    let pause = || site.ok(["suspend", "web1"]).and_then(|_| site.ok(["resume", "web1"])).map(drop);
+    dialogue(&[("\r", "login:"), ("root\r", "assword:")])?;
+    pause()?;
+    dialogue(&[("open sesame\r", "web1"), ("word=kept; echo set-$((40+2))\r", "set-42")])?;
+    if template == "busybox" {
+        // Its shell has /dev/tty open for as long as it runs, and leads no session.
+        site.run(["suspend", "web1"])?.failure(5, &["(-sh,", "/dev/tty"])?;
+    } else {
+        pause()?;
+    }
+    dialogue(&[
+        ("echo $word-$((40+3))\r", "kept-43"),
+        ("sh -c 'echo front-$((40+1)); sleep 999'\r", "front-41"),
+        ("\u{3}", ""),
+        ("echo back-$((40+4))\r", "back-44"),
+        ("exit\r", "login:"),
+    ])?;
+    pause()?;
+    dialogue(&[("\r", "login:")])
 }
 
 /// What is set for the server, and what its systemd has set for a service. (What they have used is counted anew.)

@@ -1,24 +1,28 @@
 //! What CRIU cannot put into images, found before anything is frozen, by process, with what to do about it.
 //!
-//! Limit: what /proc shows. Some of it CRIU finds out only when it looks from inside (unsupported sockets); then it says so, and the
-//! server goes on.
+//! Limit: what /proc shows, and sockets what they are. Some of it CRIU finds out only when it looks from inside (as a connection to a unix
+//! socket with something to read, which nobody has accepted); then it says so, and the server goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kernel::mount::{Attributes, FileSystem, MountInfo, parse_mountinfo};
 use kernel::namespace::{self, Kinds};
+use kernel::process::PidFd;
+use nix::libc;
 use rustix::fs::{Dir, Mode, OFlags};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::aside::{self, Found};
 use crate::failure::{Exit, Failure};
-use crate::processes::{self, Process};
+use crate::lifecycle::restore::GHOST_BYTES_MAX;
+use crate::processes::{self, Process, field};
 
 /// How long who listens may take to accept a connection, before it is said that it does not.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(2);
@@ -213,11 +217,6 @@ fn parent_inside(pid: i32) -> Option<i32> {
     Some(if depth(&above)? < depth(&status)? { 0 } else { parent })
 }
 
-/// A line of a file of /proc with names and values.
-pub fn field<'t>(status: &'t str, name: &str) -> Option<&'t str> {
-    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
-}
-
 /// The names of the message queues of the server.
 fn queues(init: i32) -> Result<BTreeSet<String>> {
     let listed = aside::fetch(LIST_LIMIT, &[], || {
@@ -286,10 +285,16 @@ pub fn mounts(pid: i32) -> Result<Vec<MountInfo>> {
 /// When the process has ended.
 pub fn files(pid: i32, mounts: &[MountInfo]) -> Result<Vec<(&'static str, String)>> {
     let mut found = Vec::new();
+    let process = PidFd::open(pid)?;
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let entry = entry?;
         let Ok(link) = fs::read_link(entry.path()) else { continue };
         let link = link.to_string_lossy().into_owned();
+        if link.starts_with("socket:") {
+            let number = entry.file_name().to_str().and_then(|number| number.parse().ok());
+            found.extend(number.and_then(|number| kind_of_socket(&process, number)).map(|kind| (kind, link)));
+            continue;
+        }
         if let Some(kind) = kind_of_link(&link) {
             found.push((kind, link));
             continue;
@@ -306,7 +311,8 @@ pub fn files(pid: i32, mounts: &[MountInfo]) -> Result<Vec<(&'static str, String
         }
         let mount: Option<u64> = field(&info, "mnt_id:").and_then(|id| id.parse().ok());
         let kind = match mounts.iter().find(|known| Some(known.id) == mount) {
-            Some(mount) => kind_of_file_system(&mount.kind),
+            // Only what is not of a file system of the guest's own making is looked at.
+            Some(mount) => kind_of_file_system(&mount.kind).or_else(|| kind_of_file(pid, &entry.path(), &link)),
             None => is_nowhere(&link).then_some("a file that is mounted nowhere (a POSIX message queue is one)"),
         };
         found.extend(kind.map(|kind| (kind, link)));
@@ -318,7 +324,7 @@ pub fn files(pid: i32, mounts: &[MountInfo]) -> Result<Vec<(&'static str, String
 fn waits_for_pressure(link: &str, info: &str) -> bool {
     let flags = field(info, "flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());
     (link.ends_with(".pressure") || link.starts_with("/proc/pressure/"))
-        && flags.is_some_and(|flags| flags & nix::libc::O_ACCMODE != nix::libc::O_RDONLY)
+        && flags.is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
 }
 
 /// Whether the descriptor is an eventfd that gives one at a time (EFD_SEMAPHORE): CRIU would make one that gives all at once. Older
@@ -346,6 +352,81 @@ fn kind_of_link(link: &str) -> Option<&'static str> {
         "seccomp notify" => "a seccomp listener",
         _ => return None,
     })
+}
+
+/// Kinds of sockets that CRIU does not know (criu: `criu/sockets.c`, `can_dump_ipproto` of `criu/sk-inet.c`).
+fn kind_of_socket(process: &PidFd, number: i32) -> Option<&'static str> {
+    // Closed meanwhile, or not to be had: then CRIU says what it is.
+    let socket = process.descriptor(number).ok()?;
+    let family = sockopt::socket_domain(&socket).ok()?;
+    match family {
+        AddressFamily::UNIX | AddressFamily::NETLINK | AddressFamily::PACKET => None,
+        AddressFamily::INET | AddressFamily::INET6 => {
+            let is_raw = sockopt::socket_type(&socket).ok()? == SocketType::RAW;
+            let protocol = sockopt::socket_protocol(&socket).ok()?.map_or(0, |protocol| protocol.as_raw().get());
+            if is_raw { None } else { kind_of_protocol(protocol as i32) }
+        }
+        _ => Some(kind_of_family(family)),
+    }
+}
+
+fn kind_of_protocol(protocol: i32) -> Option<&'static str> {
+    Some(match protocol {
+        0 | libc::IPPROTO_TCP | libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE => return None,
+        libc::IPPROTO_MPTCP => "an MPTCP socket",
+        libc::IPPROTO_SCTP => "an SCTP socket",
+        libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6 => "a socket of ping",
+        _ => "an IP socket of another protocol than TCP and UDP",
+    })
+}
+
+fn kind_of_family(family: AddressFamily) -> &'static str {
+    match i32::from(family.as_raw()) {
+        libc::AF_ALG => "a socket of the kernel's ciphers (AF_ALG)",
+        libc::AF_VSOCK => "a socket to the hypervisor (AF_VSOCK)",
+        libc::AF_XDP => "a socket of AF_XDP",
+        libc::AF_CAN => "a socket of a CAN bus",
+        libc::AF_BLUETOOTH => "a Bluetooth socket",
+        _ => "a socket of a family that CRIU does not know",
+    }
+}
+
+/// Kinds of files that CRIU dumps only in part: devices, and what was removed. `path` leads to the file itself.
+fn kind_of_file(pid: i32, path: &Path, link: &str) -> Option<&'static str> {
+    let (is_device, is_removed) = (link.starts_with("/dev/"), link.ends_with(" (deleted)"));
+    let meta = (is_device || is_removed).then(|| fs::metadata(path).ok())??;
+    if meta.file_type().is_block_device() || meta.file_type().is_char_device() && !is_known_device(meta.rdev()) {
+        return Some("a device that CRIU does not know");
+    }
+    if meta.file_type().is_char_device() && meta.rdev() == rustix::fs::makedev(5, 0) && !leads_foreground(pid) {
+        return Some("its terminal (CRIU gives that back to a session's leader in the foreground alone)");
+    }
+    let is_kept = !meta.is_file() || meta.nlink() > 0 || meta.blocks() * 512 <= u64::from(GHOST_BYTES_MAX);
+    (!is_kept).then_some("a removed file of more than 64 MiB")
+}
+
+/// Whether process `pid` leads its session, and its group has the terminal (criu: `tty_verify_ctty` of `criu/tty.c`).
+fn leads_foreground(pid: i32) -> bool {
+    let numbers = || {
+        let stat = processes::text(pid, "stat").ok()?;
+        // Behind the name, which may hold anything: state, parent, group, session, terminal, foreground group (proc_pid_stat(5)).
+        let fields: Vec<i32> = stat
+            .rsplit_once(')')?
+            .1
+            .split_whitespace()
+            .skip(2)
+            .take(4)
+            .filter_map(|field| field.parse().ok())
+            .collect();
+        <[i32; 4]>::try_from(fields).ok()
+    };
+    numbers().is_some_and(|[_, session, _, foreground]| session == pid && foreground == pid)
+}
+
+/// Character devices that CRIU restores (criu: `dump_one_file` of `criu/files.c`): memory, as null and random, terminals, and tun.
+fn is_known_device(number: u64) -> bool {
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    matches!(major, 1 | 4 | 5 | 128..=143) || (major, minor) == (10, 200)
 }
 
 fn kind_of_file_system(kind: &str) -> Option<&'static str> {
@@ -382,6 +463,62 @@ mod tests {
     fn file_systems_are_known_by_their_kinds() {
         assert!(kind_of_file_system("fuse.lxcfs-fuse").is_some() && kind_of_file_system("mqueue").is_some());
         assert!(kind_of_file_system("overlay").is_none() && kind_of_file_system("fusectl").is_none());
+    }
+
+    /// What is said of each descriptor of this process whose link ends so.
+    fn said_of(link: &str) -> Vec<&'static str> {
+        let own = std::process::id() as i32;
+        let all = files(own, &mounts(own).unwrap()).unwrap();
+        all.into_iter().filter(|(_, found)| found.ends_with(link)).map(|(kind, _)| kind).collect()
+    }
+
+    #[test]
+    fn sockets_are_asked_what_they_are() {
+        let link = |socket: &std::os::fd::OwnedFd| {
+            let number = std::os::fd::AsRawFd::as_raw_fd(socket);
+            fs::read_link(format!("/proc/self/fd/{number}")).unwrap().display().to_string()
+        };
+        let of = |family, kind| rustix::net::socket(family, kind, None);
+        for (family, kind) in [
+            (AddressFamily::UNIX, SocketType::SEQPACKET),
+            (AddressFamily::INET, SocketType::STREAM),
+            (AddressFamily::INET6, SocketType::DGRAM),
+        ] {
+            let socket = of(family, kind).unwrap();
+            assert!(said_of(&link(&socket)).is_empty(), "{family:?}");
+        }
+        let family = |number: i32| AddressFamily::from_raw(number as u16);
+        // Not every kernel has them.
+        if let Ok(socket) = of(family(libc::AF_ALG), SocketType::SEQPACKET) {
+            assert_eq!(said_of(&link(&socket)), ["a socket of the kernel's ciphers (AF_ALG)"]);
+        }
+        let protocol = rustix::net::Protocol::from_raw(std::num::NonZero::new(libc::IPPROTO_MPTCP as u32).unwrap());
+        if let Ok(socket) = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, Some(protocol)) {
+            assert_eq!(said_of(&link(&socket)), ["an MPTCP socket"]);
+        }
+        assert_eq!(kind_of_protocol(libc::IPPROTO_UDPLITE), None);
+        assert_eq!(kind_of_family(family(libc::AF_VSOCK)), "a socket to the hypervisor (AF_VSOCK)");
+    }
+
+    #[test]
+    fn removed_files_that_are_too_large_and_devices_are_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let file = fs::File::create(&path).unwrap();
+        // A hole takes no place in the images.
+        file.set_len(u64::from(GHOST_BYTES_MAX) * 2).unwrap();
+        fs::remove_file(&path).unwrap();
+        let link = format!("{} (deleted)", path.display());
+        assert!(said_of(&link).is_empty());
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, u64::from(GHOST_BYTES_MAX) + 4096)
+            .unwrap();
+        assert_eq!(said_of(&link), ["a removed file of more than 64 MiB"]);
+        let number = |major, minor| rustix::fs::makedev(major, minor);
+        for (known, device) in
+            [(true, number(1, 3)), (true, number(136, 0)), (true, number(10, 200)), (false, number(10, 229))]
+        {
+            assert_eq!(is_known_device(device), known, "{device}");
+        }
     }
 
     #[test]

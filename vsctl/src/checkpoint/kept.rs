@@ -378,7 +378,7 @@ fn change(key: &str, value: Option<&toml::Value>) -> String {
 }
 
 fn missing(name: &Name, label: &Name) -> anyhow::Error {
-    Failure::new(Exit::Failed, format!("'{name}' has no checkpoint '{label}'"))
+    Failure::new(Exit::NoServer, format!("'{name}' has no checkpoint '{label}'"))
         .hint(format!("`vsctl checkpoint list {name}` shows those that it has"))
         .into()
 }

@@ -10,8 +10,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::blockers::field;
-use crate::processes;
+use crate::processes::{self, field};
 
 /// The flag in `flags:` of /proc/PID/fdinfo/N (include/uapi/asm-generic/fcntl.h).
 const O_PATH: u32 = 0o10_000_000;

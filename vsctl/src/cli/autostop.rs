@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::{may_be_up, output, print_error, start, stop};
 use crate::checkpoint;
 use crate::failure;
+use crate::interrupt::is_interrupt;
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::stop::Manner;
 use crate::name::Name;
@@ -49,6 +50,9 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     let (mut left, mut refused) = (Vec::new(), 0);
     for name in suspended {
         if let Err(error) = checkpoint::suspend(site, &name, true) {
+            if is_interrupt(&error) {
+                return Err(error);
+            }
             // It goes on, and the host goes down: an orderly end is what is left for it.
             print_error(&error);
             refused = failure::exit_of(&error) as i32;

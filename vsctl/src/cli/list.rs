@@ -22,7 +22,7 @@ use crate::store;
 #[derive(Debug, clap::Args)]
 #[command(after_help = COLUMNS_HELP.as_str())]
 pub struct Args {
-    /// Also those that are stopped or incomplete.
+    /// Also those that are stopped, suspended, incomplete, or between two hosts.
     #[arg(short, long)]
     all: bool,
     /// Columns, with commas between.
@@ -126,7 +126,9 @@ const fn right(title: &'static str, help: &'static str, value: fn(&Seen<'_>) -> 
 static FIELDS: &[Field] = &[
     left("name", "the server's name", |seen| Cell::text(&seen.name)),
     right("id", "its number", |seen| Cell::count(seen.defined().map(|server| server.record.id.into()))),
-    left("state", "incomplete, stopped, ready, running or frozen", |seen| Cell::text(seen.state)),
+    left("state", "incomplete, stopped, ready, running, frozen, suspended, incoming or moved", |seen| {
+        Cell::text(seen.state)
+    }),
     right("pid", "init's process id on the host", |seen| Cell::count(seen.pid().map(|pid| pid as u64))),
     right("cpus", "CPUs that it may use", |seen| {
         seen.cpus().map_or(Cell::Absent, |cpus| Cell::number(cpus.to_string(), cpus))
@@ -145,6 +147,9 @@ static FIELDS: &[Field] = &[
     }),
     left("template", "what its root was made from", |seen| {
         seen.defined().map_or(Cell::Absent, |server| Cell::text(&server.spec.template))
+    }),
+    left("migratable", "whether its processes can be suspended and moved, from its next start on", |seen| {
+        seen.defined().map_or(Cell::Absent, |server| Cell::text(if server.spec.migratable { "yes" } else { "no" }))
     }),
     left("autostart", "whether it starts with the host", |seen| {
         seen.defined().map_or(Cell::Absent, |server| Cell::text(if server.spec.autostart { "yes" } else { "no" }))

@@ -117,6 +117,13 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("vsctl enter web1", "Work in it."),
     ("vsctl set web1 memory=512M", "Give it more memory, now and for good."),
     ("vsctl list -a -o name,state,memory,limit -s -memory", "See who uses most."),
+    (
+        "vsctl create db1 --template debian-13 --migratable --start",
+        "Create one whose programs can be put on the disk and moved with all that they have in memory.",
+    ),
+    ("vsctl checkpoint create db1 before-upgrade --leave-running", "Keep its disk and its memory of now."),
+    ("vsctl suspend db1; vsctl resume db1", "Put it on the disk, and let it go on where it was."),
+    ("vsctl migrate db1 host2 --live --fallback", "Move it to another host while it runs, or with a short pause."),
     ("vsctl destroy --force web1", "Stop it and remove all of it."),
     ("vsctl doctor --fix", "See what this host lacks, and mend what a crash left behind."),
 ];

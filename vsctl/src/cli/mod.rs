@@ -44,6 +44,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::failure::{self, Exit, Failure};
+use crate::interrupt::is_interrupt;
 use crate::lifecycle::execute::Outcome;
 use crate::lifecycle::state::{self, State};
 use crate::name::Name;
@@ -251,7 +252,7 @@ pub fn for_each<T>(names: &[T], mut verb: impl FnMut(&T) -> Result<()>) -> Resul
     let mut first = None;
     for name in names {
         if let Err(error) = verb(name) {
-            if error.is::<Closed>() {
+            if error.is::<Closed>() || is_interrupt(&error) {
                 return Err(error);
             }
             first.get_or_insert(failure::exit_of(&error) as i32);

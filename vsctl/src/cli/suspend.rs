@@ -9,7 +9,8 @@ use crate::site::Site;
 
 /// Put the processes of running servers on the disk, and end them.
 ///
-/// With --plan it is looked for what no checkpoint can hold, and nothing is frozen.
+/// They go on with `vsctl resume`, also after the host was booted anew. A server can be suspended that was started with `migratable = true` in
+/// its spec (`vsctl set NAME migratable=true`, then `vsctl restart NAME`). ^C lets it go on. With --plan it is looked for what no checkpoint can hold, and nothing is frozen.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The servers.

@@ -157,7 +157,7 @@ impl Record {
 /// Who has the number `pid`, be it a process's or a thread's.
 pub fn holder(pid: i32) -> Option<String> {
     let status = processes::text(pid, "status").ok()?;
-    let field = |name: &str| crate::checkpoint::blockers::field(&status, name);
+    let field = |name: &str| processes::field(&status, name);
     let name = field("Name:")?.escape_debug().to_string();
     match (field("Tgid:")?, field("State:")?.chars().next()?) {
         (_, 'Z') => {

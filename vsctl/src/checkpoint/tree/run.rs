@@ -14,10 +14,10 @@ use kernel::channel::{self, Channel};
 use kernel::process::{self, CloneOptions, Fork, PidFd};
 
 use super::{NAME_VARIABLE, that_ended};
-use crate::checkpoint::blockers::field;
 use crate::enter::CannotExecute;
 use crate::enter::relay::Signals;
 use crate::failure::{self, Exit, Failure};
+use crate::interrupt::ignored;
 use crate::name::Name;
 use crate::site::Site;
 
@@ -130,13 +130,6 @@ fn check_output(number: i32, what: &str) -> Result<()> {
     Err(Failure::new(Exit::BadParameter, message).hint("`--output FILE`, or redirect it to a file").into())
 }
 
-/// The signals that this process was told to ignore, signal N as bit N-1 (proc(5)).
-fn ignored() -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let mask = field(&status, "SigIgn:").and_then(|mask| u64::from_str_radix(mask, 16).ok());
-    mask.context("find the ignored signals")
-}
-
 /// Leaves all that ties the new process to its parent, and becomes the command.
 fn become_command(wish: &Wish, input: &File, output: Option<&File>, channel: &Channel) -> Result<Infallible> {
     process::new_session()?;
@@ -198,13 +191,6 @@ mod tests {
     #[test]
     fn a_signal_is_told_as_shells_do() {
         assert_eq!((code(ExitStatus::from_raw(3 << 8)), code(ExitStatus::from_raw(15))), (3, 143));
-    }
-
-    #[test]
-    fn ignored_signals_are_known() {
-        // Rust's start-up ignores it.
-        assert_eq!(ignored().unwrap() & (1 << (nix::libc::SIGPIPE - 1)), 1 << (nix::libc::SIGPIPE - 1));
-        assert_eq!(ignored().unwrap() & (1 << (nix::libc::SIGTERM - 1)), 0);
     }
 
     #[test]
