@@ -77,7 +77,8 @@ fn names_of_promises(payload: &Payload) -> Result<Vec<String>> {
 
 /// What of them is to be kept on a host.
 fn chosen(names: &[String], host: &Definition, options: &Options) -> Vec<String> {
-    let left_out = |name: &str| host.leave_out.iter().any(|part| name.contains(part.as_str()));
+    let has = |name: &str, parts: &[String]| parts.iter().any(|part| name.contains(part.as_str()));
+    let left_out = |name: &str| has(name, &host.leave_out) && !has(name, &host.but_keep);
     let wanted = |name: &&String| {
         // What was asked for by name is kept wherever it is.
         let asked = !options.filter.is_empty();

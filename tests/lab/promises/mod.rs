@@ -4,6 +4,7 @@ mod boot;
 mod connection;
 mod faults;
 mod pair;
+mod phases;
 mod postcopy;
 mod power;
 mod survivors;
@@ -57,7 +58,7 @@ struct Ground<'a> {
 /// A promise of the lab.
 type Keep = fn(&Lab<'_>) -> Result<()>;
 
-const PROMISES: [(&str, Keep); 16] = [
+const PROMISES: [(&str, Keep); 17] = [
     ("power::what_a_command_confirmed_outlives_a_power_cut", power::what_a_command_confirmed_outlives_a_power_cut),
     ("power::cut_at_any_step_doctor_mends_it", power::cut_at_any_step_doctor_mends_it),
     ("power::a_server_with_autostart_runs_again_after_a_power_cut", power::a_server_with_autostart_runs_again),
@@ -70,6 +71,10 @@ const PROMISES: [(&str, Keep); 16] = [
     ("pair::a_server_moves_between_two_hosts", pair::a_server_moves_between_two_hosts),
     ("pair::a_running_server_goes_on_at_another_host", pair::a_running_server_goes_on_at_another_host),
     ("pair::faults_of_the_other_host_leave_it_at_one", faults::faults_of_the_other_host_leave_it_at_one),
+    (
+        "pair::killed_in_each_phase_of_a_live_migration_it_goes_on_at_one_host",
+        phases::killed_in_each_phase_of_a_live_migration_it_goes_on_at_one_host,
+    ),
     ("pair::memory_comes_when_it_runs_already", postcopy::memory_comes_when_it_runs_already),
     ("pair::a_connection_goes_along_and_nothing_is_lost", connection::a_connection_goes_along_and_nothing_is_lost),
     ("pair::a_database_and_a_web_server_go_on", workload::a_database_and_a_web_server_go_on),

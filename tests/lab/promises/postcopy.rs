@@ -49,7 +49,7 @@ pub fn memory_comes_when_it_runs_already(lab: &Lab<'_>) -> Result<()> {
     for (from, to, name, way) in [(a, b, "b", "--near-live"), (b, a, "a", "--live")] {
         let before = counted(from)?;
         let done = from.run(&format!("vsctl migrate web1 {name} {way} --postcopy"))?;
-        ensure!(done.code == 0 && done.errors().contains("sending memory\n"), "{done}");
+        ensure!(done.code == 0 && done.errors().contains("sending memory: "), "{done}");
         counts_on(to, before).with_context(|| format!("at {name}"))?;
         nothing_at(from)?;
         clean(to)?;

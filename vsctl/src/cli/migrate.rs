@@ -14,9 +14,10 @@ use crate::size::show_bytes;
 
 /// Move a server to another host: with all its files, its identity, addresses and limits.
 ///
-/// The other host needs vsos of the same version, the same template, and the server's addresses in its networks. It is reached by
-/// ssh as root; `migrate.shell` in vsos.toml names another program. Whatever is killed or cut, the server is one host's to run, and
-/// nothing of it is lost: `vsctl doctor` says on both hosts what is left to do.
+/// The other host needs a vsos that speaks the same protocol, the same template (or --send-template), and the server's addresses in its
+/// networks. It is reached by ssh as root, who is asked nothing; `migrate.shell` in vsos.toml names another program. Whatever is killed or
+/// cut, the server is one host's to run, and nothing of it is lost but what --postcopy risks: `vsctl doctor` says on both hosts what is left
+/// to do. ^C, a hang-up and SIGTERM call it off in order, as long as the server is this host's, and are not heard after that.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The server.
@@ -41,8 +42,9 @@ pub struct Args {
     /// When --live or --near-live cannot be done, or fails and it goes on here, try the next of --near-live and --offline.
     #[arg(long, conflicts_with = "offline")]
     fallback: bool,
-    /// With --live, for how many seconds it may be expected to stand still.
-    #[arg(long, value_name = "S", default_value = "1", value_parser = seconds)]
+    /// With --live, for how many seconds it may stand still: memory is sent round by round until no more than that is expected. What more rounds
+    /// do not lead to is said, and it goes all the same.
+    #[arg(long, value_name = "S", default_value = "1", value_parser = seconds, requires = "live")]
     max_downtime: Duration,
     /// With --offline, seconds for an orderly shutdown; after them it is killed.
     #[arg(long, value_name = "S", default_value = "60")]
@@ -98,17 +100,23 @@ pub fn run(args: &Args, site: &Site) -> Result<i32> {
     if args.dry_run {
         let found = progress::shown(name, |shown| {
             migrate::climb_down(site, name, rung, args.fallback, shown, |rung, _| {
-                migrate::try_out(site, name, host, &pause(rung), args.send_template)
+                migrate::try_out(site, name, host, &pause(rung), args.send_template).map(|found| (found, rung))
             })
         })?;
-        let (size, entries) = (show_bytes(found.size.bytes), found.size.entries);
-        let how = match (found.runs, found.is_whole) {
-            (true, false) => "is stopped for it and started there",
-            (true, true) => "is suspended for it and goes on there",
-            (false, true) => "stays suspended",
-            (false, false) => "is not started there",
+        let (found, rung) = found;
+        let (size, entries) = (show_bytes(found.size.bytes - found.memory_bytes), found.size.entries);
+        let memory = match found.memory_bytes {
+            0 => String::new(),
+            bytes => format!(", and up to {} of memory", show_bytes(bytes)),
         };
-        output::line(format_args!("{name} can move to {host}: {size} in {entries} files; it {how}"))?;
+        let how = match (found.runs, found.is_whole, rung) {
+            (true, false, _) => "is stopped for it and started there",
+            (true, true, Rung::Live(_)) => "goes on there, after most of its memory was sent while it runs",
+            (true, true, _) => "is suspended for it and goes on there",
+            (false, true, _) => "stays suspended",
+            (false, false, _) => "is not started there",
+        };
+        output::line(format_args!("{name} can move to {host}: {size} in {entries} files{memory}; it {how}"))?;
         if let Some(template) = found.template {
             let (size, entries) = (show_bytes(template.bytes), template.entries);
             output::line(format_args!("its template goes before it: {size} in {entries} files"))?;

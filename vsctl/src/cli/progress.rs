@@ -1,10 +1,11 @@
 //! How long work is shown while it goes on: a bar on a terminal, else a line for each phase.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::name::Name;
+use crate::size::show_bytes;
 use crate::template::progress::Progress;
 
 /// Does work about `name` with its progress shown on standard error.
@@ -29,13 +30,26 @@ struct Lines {
     name: Name,
 }
 
+impl Lines {
+    /// Whoever listened may be gone: no reason to end work that is half done.
+    fn say(&self, what: &str) {
+        let _ = writeln!(io::stderr(), "{}: {what}", self.name);
+    }
+}
+
 impl Progress for Lines {
-    fn phase(&mut self, what: &str, _total_bytes: Option<u64>) {
-        eprintln!("{}: {what}", self.name);
+    fn phase(&mut self, what: &str, total_bytes: Option<u64>) {
+        match total_bytes {
+            Some(total) => self.say(&format!("{what}: {}", show_bytes(total))),
+            None => self.say(what),
+        }
     }
     fn advance(&mut self, _done_bytes: u64) {}
+    fn note(&mut self, what: &str) {
+        self.say(what);
+    }
     fn warn(&mut self, what: &str) {
-        eprintln!("{}: warning: {what}", self.name);
+        self.say(&format!("warning: {what}"));
     }
 }
 
@@ -81,6 +95,9 @@ impl Progress for Bar {
     }
     fn advance(&mut self, done_bytes: u64) {
         self.bar.set_position(done_bytes);
+    }
+    fn note(&mut self, what: &str) {
+        self.bar.println(format!("{}: {what}", self.name));
     }
     fn warn(&mut self, what: &str) {
         self.bar.println(format!("{}: warning: {what}", self.name));

@@ -10,6 +10,7 @@ use kernel::cgroup::{Controller, Hierarchies};
 
 use super::{Finding, Verdict, trial};
 use crate::checkpoint;
+use crate::migrate;
 use crate::site::Site;
 
 /// Looks at the host.
@@ -136,15 +137,36 @@ fn programs(site: &Site) -> Vec<Finding> {
                 .remedy(format!("apt install {package}")),
         });
     }
-    let known = checkpoint::criu_version(site).and_then(|version| Ok((version, checkpoint::doubt(site)?)));
-    findings.push(match known {
-        Ok((version, None)) => Finding::ok("criu", format!("{version}: migratable servers can be suspended")),
-        Ok((version, Some(doubt))) => Finding::new(Verdict::Warning, "criu", format!("{version}: {doubt}"))
-            .remedy("a newer CRIU (`checkpoint.criu` in vsos.toml says where it is), or an older kernel"),
-        Err(error) => Finding::new(Verdict::Warning, "criu", format!("{error:#}: no server can be suspended"))
-            .remedy("apt install criu (Debian 13 or newer); or `checkpoint.criu` in vsos.toml says where it is"),
-    });
+    findings.push(criu(site));
     findings
+}
+
+/// What the CRIU that is here can do with this kernel.
+fn criu(site: &Site) -> Finding {
+    let know = || -> Result<_> {
+        Ok((checkpoint::criu_version(site)?, checkpoint::features(site)?, checkpoint::doubt(site)?))
+    };
+    match know() {
+        Ok((version, features, None)) => {
+            let mut can = vec!["migratable servers can be suspended".to_owned()];
+            can.push(match features.notes_changes {
+                Some(true) => "moved with --live".to_owned(),
+                _ => "not moved with --live: the kernel does not note which memory changes (soft-dirty)".to_owned(),
+            });
+            can.push(match (features.brings_pages, migrate::faults_are_told()) {
+                (Some(true), Ok(())) => "taken with --postcopy".to_owned(),
+                (Some(true), Err(error)) => format!("not taken with --postcopy: {error}"),
+                _ => "not taken with --postcopy: the kernel's userfaultfd(2) cannot do what it needs".to_owned(),
+            });
+            Finding::ok("criu", format!("{version}: {}", can.join(", ")))
+        }
+        Ok((version, _, Some(doubt))) => Finding::new(Verdict::Warning, "criu", format!("{version}: {doubt}"))
+            .remedy("a newer CRIU (`checkpoint.criu` in vsos.toml says where it is), or an older kernel"),
+        Err(error) => {
+            let remedy = "apt install criu (Debian 13 or newer); or `checkpoint.criu` in vsos.toml says where it is";
+            Finding::new(Verdict::Warning, "criu", format!("{error:#}: no server can be suspended")).remedy(remedy)
+        }
+    }
 }
 
 fn in_path(name: &str) -> Option<PathBuf> {

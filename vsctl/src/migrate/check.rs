@@ -89,7 +89,10 @@ fn machine(offer: &Offer) -> Result<()> {
 
 /// Whether a program without rights on the host may have its missing pages brought by another: a restored one asks for that itself
 /// (userfaultfd(2), `Documentation/admin-guide/sysctl/vm.rst`).
-fn faults_are_told() -> Result<()> {
+///
+/// # Errors
+/// When it may not.
+pub fn faults_are_told() -> Result<()> {
     let file = "/proc/sys/vm/unprivileged_userfaultfd";
     match std::fs::read_to_string(file) {
         Ok(allowed) if allowed.trim() != "0" => Ok(()),

@@ -15,10 +15,12 @@ mod ladder;
 mod link;
 mod pages;
 mod processes;
+mod rounds;
 mod source;
 mod target;
 pub mod wire;
 
+pub use check::faults_are_told;
 pub use ladder::{Rung, climb_down};
 pub use source::{Found, Memory, Pause, abort, go, proceed, try_out};
 pub use target::receive;

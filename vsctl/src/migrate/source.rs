@@ -19,6 +19,7 @@ use super::files::{Place, Wanted};
 use super::ladder::Hindrance;
 use super::link::Link;
 use super::pages::Relay;
+use super::rounds::{Round, Rounds};
 use super::wire::{Channel, Checked, Deal, Lost, Message, Offer, Size, send_bulk, unexpected};
 use super::{check, files, processes};
 use crate::checkpoint::{self, Ahead, Subject, kept};
@@ -26,6 +27,7 @@ use crate::checksum::Sum;
 use crate::edit;
 use crate::events;
 use crate::failure::{self, Exit, Failure};
+use crate::interrupt::Hold;
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::stop::{self, Manner};
 use crate::lifecycle::world::World;
@@ -66,17 +68,16 @@ impl Pause {
 /// How often memory is sent ahead at most: what changes faster than it can be sent does not become less.
 const ROUNDS_MAX: u32 = 6;
 
-/// How much of its memory is sent ahead at most, and with the rest: each round but the first is at most [`WORTH_WHILE`] of the one before, or the last.
+/// How much of its memory is sent ahead at most, and with the rest: each round but the first is less than the one before, or the last ([`Rounds`]).
 const SENT_MAX: u64 = 4;
-
-/// A round that leaves more than this part of the one before is the last.
-const WORTH_WHILE: f64 = 0.7;
 
 /// What a dry run has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
-    /// What would be sent.
+    /// What would be sent, at most.
     pub size: Size,
+    /// How much of it is for memory, in bytes.
+    pub memory_bytes: u64,
     /// Whether the server runs, and would be paused.
     pub runs: bool,
     /// Whether its processes go along.
@@ -98,6 +99,10 @@ struct Departure<'a> {
     /// Its memory, of which so many bytes come later.
     later: Option<u64>,
     relay: Option<Relay>,
+    /// Signals, as long as it can be given up in order.
+    held: Option<Hold>,
+    /// Since when its processes stand still.
+    stands_still: Option<Instant>,
     moments: usize,
 }
 
@@ -134,7 +139,9 @@ pub fn go(
     // Of what was interrupted, nothing goes along.
     checkpoint::clear(site, name)?;
     progress.phase("checking", None);
+    let held = Hold::begin()?;
     let mut departure = Departure::open(site, host, &server, pause.is_postcopy())?;
+    departure.held = Some(held);
     let found = departure.offer(&server, found, pause)?;
     departure.working = departure.link.alive();
     let sent = match (&template, found.template) {
@@ -145,11 +152,13 @@ pub fn go(
     let given_up = sent.and_then(|()| {
         departure.working = None;
         departure.protect()?;
+        departure.may_go_on()?;
         departure.give_up_right(found.runs)
     });
     departure.working = None;
     if let Err(error) = given_up {
-        departure.relay = None;
+        // What goes on here is to hear signals.
+        (departure.relay, departure.held) = (None, None);
         // First: the other side may be one that does not answer, and nothing of the server moves there.
         let error = back(site, name, host, found.runs, lock, error);
         departure.call_off();
@@ -235,6 +244,7 @@ fn examine(site: &Site, server: &Server, pause: &Pause, template: Option<&Held>,
         _ => return refuse("is half started or stopped", "`vsctl doctor --fix` takes that back".into()),
     };
     let mut size = Place::of(site, name, &server.spec)?.survey(name)?.size();
+    let mut memory_bytes = 0;
     if runs && is_whole {
         checkpoint::check(site, server, lock).context(Hindrance::Unfit)?;
         let features = checkpoint::features(site).context(Hindrance::Unfit)?;
@@ -244,24 +254,23 @@ fn examine(site: &Site, server: &Server, pause: &Pause, template: Option<&Held>,
             return Err(Failure::new(Exit::Unsupported, message).hint("--near-live does without"))
                 .context(Hindrance::Attempt);
         }
-        // An upper bound: what is in files is not in the images. What is sent ahead may all have to be sent again.
-        let usage = World::new(site).group(&site.server_cgroup(name))?.usage()?;
-        let bytes =
-            (usage.memory_bytes + usage.swap_bytes) * if matches!(pause, Pause::Live(..)) { SENT_MAX } else { 1 };
+        // An upper bound: programs share some of it. What is sent ahead may all have to be sent again.
+        let times = if matches!(pause, Pause::Live(..)) { SENT_MAX } else { 1 };
+        memory_bytes = World::new(site).group(&site.server_cgroup(name))?.anonymous_bytes()? * times;
         // It is written here before it is sent.
-        check::room(site, Size { bytes, entries: 0 })?;
-        size.bytes += bytes;
+        check::room(site, Size { bytes: memory_bytes, entries: 0 })?;
+        size.bytes += memory_bytes;
     }
     let template = template.map(|held| &held.template.record);
     let template = template.map(|record| Size { bytes: record.size_bytes, entries: record.entries });
-    Ok(Found { size, runs, is_whole, template })
+    Ok(Found { size, memory_bytes, runs, is_whole, template })
 }
 
 /// Sends a bulk stream. Where the other side has ended because of something, it has said that before.
 fn stream<R: Read, W: Write>(
     channel: &mut Channel<R, W>,
     from: &mut dyn Read,
-    moved: &mut dyn FnMut(u64),
+    moved: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Sum> {
     match send_bulk(channel, from, moved) {
         Err(error) if matches!(error.downcast_ref(), Some(Lost::Ended)) => {
@@ -299,14 +308,30 @@ impl<'a> Departure<'a> {
     fn open(site: &'a Site, host: &'a str, server: &Server, apart: bool) -> Result<Self> {
         let (link, _) = Link::open(site, host, apart)?;
         let deal = Deal { name: server.name.clone(), uuid: server.record.uuid.clone(), transaction: store::new_uuid() };
-        let (is_prepared, working, later, relay) = (false, None, None, None);
-        Ok(Self { site, host, deal, link, is_prepared, working, later, relay, moments: 0 })
+        Ok(Self {
+            site,
+            host,
+            deal,
+            link,
+            is_prepared: false,
+            working: None,
+            later: None,
+            relay: None,
+            held: None,
+            stands_still: None,
+            moments: 0,
+        })
     }
 
     /// For tests of crashes: see [`execute::fault`].
     fn moment(&mut self) -> Result<()> {
         self.moments += 1;
         execute::fault("migrate", self.moments)
+    }
+
+    /// Whether nobody has interrupted it. Asked as long as the server is this host's.
+    fn may_go_on(&self) -> Result<()> {
+        self.held.as_ref().map_or(Ok(()), Hold::check)
     }
 
     /// Says `told`, and waits for `answer`.
@@ -371,8 +396,12 @@ impl<'a> Departure<'a> {
         }
         self.moment()?;
         let mut packing = files::pack_template(self.site, held)?;
-        let channel = self.link.channel()?;
-        let sum = stream(channel, &mut packing.output()?, &mut |bytes| progress.advance(bytes))?;
+        let held = self.held.as_ref();
+        let mut moved = |bytes| {
+            progress.advance(bytes);
+            held.map_or(Ok(()), Hold::check)
+        };
+        let sum = stream(self.link.channel()?, &mut packing.output()?, &mut moved)?;
         packing.finish()?;
         self.moment()?;
         self.ask(&Message::End(sum), &Message::TemplateArrived)?;
@@ -391,10 +420,11 @@ impl<'a> Departure<'a> {
         self.moment()?;
         self.ask(&Message::Prepare, &Message::Ready)?;
         self.moment()?;
+        self.may_go_on()?;
         let place = Place::of(self.site, &server.name, &server.spec)?;
         let mut before = None;
         if found.runs {
-            progress.phase("sending the volume", Some(found.size.bytes));
+            progress.phase("sending the volume", Some(found.size.bytes - found.memory_bytes));
             let mut survey = place.survey_root()?;
             if let Some(time) = survey.time_to_settle() {
                 // It would be sent twice, and the second time when the server stands still.
@@ -416,6 +446,7 @@ impl<'a> Departure<'a> {
             // Its monitor, which waits for the lock, does what it wanted.
             return Err(Failure::new(Exit::NotRunning, format!("'{}' has ended by itself", server.name)).into());
         }
+        self.may_go_on()?;
         match pause {
             _ if !found.runs => {}
             Pause::Stop(manner) => {
@@ -425,6 +456,7 @@ impl<'a> Departure<'a> {
             Pause::Suspend(_) | Pause::Live(..) => {
                 progress.phase("suspending", None);
                 let subject = self.subject(server, lock)?;
+                self.stands_still = Some(Instant::now());
                 checkpoint::suspend_held(self.site, server, subject, ahead.as_ref()).context(Hindrance::Attempt)?;
                 if pause.is_postcopy() {
                     self.later = self.make_thin(server, progress).context(Hindrance::Attempt)?;
@@ -450,6 +482,7 @@ impl<'a> Departure<'a> {
         self.ask(&Message::Whole, &Message::Prepared)?;
         self.is_prepared = true;
         self.moment()?;
+        self.may_go_on()?;
         if found.runs && found.is_whole {
             progress.phase("restoring", None);
             match self.later {
@@ -483,34 +516,42 @@ impl<'a> Departure<'a> {
         lock: &Flock,
         progress: &mut dyn Progress,
     ) -> Result<Option<Ahead>> {
-        let (mut ahead, mut last_bytes) = (Ahead::default(), None);
+        let (mut ahead, mut rounds, first) = (Ahead::default(), Rounds::default(), Instant::now());
         for round in 1..=ROUNDS_MAX {
+            self.may_go_on()?;
             progress.phase(&format!("writing memory, round {round}"), None);
-            let began = Instant::now();
             let subject = self.subject(server, lock)?;
+            let began = first.elapsed();
             let written = ahead.round(self.site, server, &subject).context(Hindrance::Attempt)?;
+            let wrote = first.elapsed() - began;
             let Some((directory, bytes)) = written else { break };
-            progress.phase(&format!("sending memory, round {round}"), Some(bytes));
+            let changes = rounds.changes(began, bytes);
+            let changes = changes.map_or_else(String::new, |rate| format!(", {}/s change", show_bytes(rate as u64)));
+            progress.phase(&format!("sending memory, round {round}{changes}"), Some(bytes));
             let member = place.below(&directory)?;
             self.send_files(server, place, Wanted::Member(&member), None, progress)?;
             // Now, and not when the server stands still and all that there is has to be on the disk.
             place.sync()?;
+            let took = first.elapsed() - began;
+            let files_bytes = place.survey_root()?.since(before).size.bytes;
             before.include_settled(Survey::take(&place.directory, &[&member])?);
-            // As this round is to the one before, so will be what has changed during it; after the first, nobody knows.
-            let took = began.elapsed();
-            let changed = last_bytes.map_or(1.0, |last: u64| bytes as f64 / last.max(1) as f64);
-            let expected = took.mul_f64(changed.min(1.0));
+            let outlook = rounds.after(Round { began, wrote, took, bytes, files_bytes });
+            let expected = outlook.pause.as_secs_f64();
             log::info!(
-                "'{}': round {round}: {} in {:.1} s, a pause of {:.1} s is expected",
+                "'{}': round {round}: {} in {:.1} s, a pause of {expected:.1} s is expected",
                 server.name,
                 show_bytes(bytes),
                 took.as_secs_f64(),
-                expected.as_secs_f64()
             );
-            if expected <= pause || (round > 1 && changed > WORTH_WHILE) {
+            if outlook.pause <= pause {
                 break;
             }
-            last_bytes = Some(bytes);
+            if outlook.is_over || round == ROUNDS_MAX {
+                let wanted = pause.as_secs_f64();
+                progress
+                    .warn(&format!("a pause of {expected:.1} s is expected: more rounds do not lead to {wanted:.1} s"));
+                break;
+            }
         }
         Ok((!ahead.is_empty()).then_some(ahead))
     }
@@ -529,12 +570,17 @@ impl<'a> Departure<'a> {
             None => channel.send(&Message::Files)?,
             Some(mut listing) => {
                 channel.send(&Message::Changes)?;
-                let sum = stream(channel, &mut listing, &mut |_| {})?;
+                let sum = stream(channel, &mut listing, &mut |_| Ok(()))?;
                 channel.send(&Message::End(sum))?;
             }
         }
         let mut packing = files::pack(self.site, place, &server.spec, wanted)?;
-        let sum = stream(channel, &mut packing.output()?, &mut |bytes| progress.advance(bytes))?;
+        let held = self.held.as_ref();
+        let mut moved = |bytes| {
+            progress.advance(bytes);
+            held.map_or(Ok(()), Hold::check)
+        };
+        let sum = stream(channel, &mut packing.output()?, &mut moved)?;
         packing.finish()?;
         channel.send(&Message::End(sum))?;
         channel.expect(&Message::Arrived)
@@ -643,6 +689,9 @@ impl<'a> Departure<'a> {
         if let (Err(error), true) = (&started, state::suspended_directory(site, &name).exists()) {
             // What is here may be the only one that its processes can go on from.
             return Err(self.does_not_go_on(error));
+        }
+        if let (Some(since), Ok(())) = (self.stands_still, &started) {
+            progress.note(&format!("goes on at {host} after {:.1} s", since.elapsed().as_secs_f64()));
         }
         self.send_rest(progress)?;
         drop(working);

@@ -444,7 +444,7 @@ pub fn unexpected(message: &Message) -> anyhow::Error {
 pub fn send_bulk<R: Read, W: Write>(
     channel: &mut Channel<R, W>,
     from: &mut dyn Read,
-    moved: &mut dyn FnMut(u64),
+    moved: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Sum> {
     let mut summed = Summing::default();
     let mut piece = vec![0; PIECE];
@@ -457,7 +457,7 @@ pub fn send_bulk<R: Read, W: Write>(
         };
         summed.add(&piece[..length]);
         channel.send_data(&piece[..length])?;
-        moved(summed.bytes());
+        moved(summed.bytes())?;
     }
     Ok(summed.sum())
 }
@@ -628,7 +628,11 @@ mod tests {
     fn sent(content: &[u8]) -> Vec<u8> {
         let mut channel = Channel::new(io::empty(), Vec::new());
         let mut last = 0;
-        let sum = send_bulk(&mut channel, &mut &content[..], &mut |bytes| last = bytes).unwrap();
+        let sum = send_bulk(&mut channel, &mut &content[..], &mut |bytes| {
+            last = bytes;
+            Ok(())
+        })
+        .unwrap();
         assert_eq!((sum.bytes, last), (content.len() as u64, content.len() as u64));
         channel.send(&Message::End(sum)).unwrap();
         channel.to.lock().unwrap().clone()

@@ -6,6 +6,8 @@ pub trait Progress {
     fn phase(&mut self, what: &str, total_bytes: Option<u64>);
     /// So much of the phase is done, in bytes since its beginning.
     fn advance(&mut self, done_bytes: u64);
+    /// How something went.
+    fn note(&mut self, what: &str);
     /// Something that the user should know and that stops nothing.
     fn warn(&mut self, what: &str);
 }
@@ -17,5 +19,6 @@ pub struct Silent;
 impl Progress for Silent {
     fn phase(&mut self, _what: &str, _total_bytes: Option<u64>) {}
     fn advance(&mut self, _done_bytes: u64) {}
+    fn note(&mut self, _what: &str) {}
     fn warn(&mut self, _what: &str) {}
 }

@@ -51,6 +51,10 @@ impl Progress for Collected<'_> {
         self.to.advance(done_bytes);
     }
 
+    fn note(&mut self, what: &str) {
+        self.to.note(what);
+    }
+
     fn warn(&mut self, what: &str) {
         self.warnings.push(what.to_owned());
         self.to.warn(what);
