@@ -25,6 +25,8 @@ struct Entry {
     default: bool,
     #[serde(default)]
     leave_out: Vec<String>,
+    #[serde(default)]
+    but_keep: Vec<String>,
 }
 
 fn yes() -> bool {
@@ -58,6 +60,8 @@ pub struct Definition {
     pub default: bool,
     /// Parts of names of the promises that only a run with `LAB=all` keeps on it.
     pub leave_out: Vec<String>,
+    /// Parts of names of those among them that any run keeps on it.
+    pub but_keep: Vec<String>,
 }
 
 /// Reads the text of `hosts.toml`.
@@ -79,6 +83,7 @@ pub fn parse(text: &str) -> Result<Vec<Definition>> {
             backports_kernel: entry.backports_kernel,
             default: entry.default,
             leave_out: entry.leave_out,
+            but_keep: entry.but_keep,
         }
     };
     Ok(document.host.into_iter().map(define).collect())
