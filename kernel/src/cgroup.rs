@@ -18,4 +18,4 @@ pub use allowed::AllowedProcessors;
 pub use cpuset::CpuSet;
 pub use group::{Group, PRESSURE};
 pub use hierarchies::{Controller, Hierarchies};
-pub use usage::Usage;
+pub use usage::{Anonymous, Usage};

@@ -189,6 +189,11 @@ pub fn set_controlling_terminal(terminal: impl AsFd) -> Result<()> {
 /// Exec keeps ignored signals ignored and blocked ones blocked, and Rust's start-up ignores SIGPIPE.
 pub fn reset_signals() -> Result<()> {
     sys::default_dispositions();
+    unblock_signals()
+}
+
+/// Lets all signals through again that the caller's parent had held back when it forked.
+pub fn unblock_signals() -> Result<()> {
     nix::sys::signal::SigSet::empty().thread_set_mask().during("unblock", "signals")
 }
 
@@ -203,7 +208,7 @@ const DESCRIPTORS_WANTED: u64 = 1024;
 /// start-up sees to it.
 pub fn shed_inherited() -> Result<()> {
     sys::default_disposition(libc::SIGCHLD).during("stop ignoring", "SIGCHLD")?;
-    nix::sys::signal::SigSet::empty().thread_set_mask().during("unblock", "signals")?;
+    unblock_signals()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let mut limit = rustix::process::getrlimit(Resource::Nofile);
     let possible = limit.maximum.map_or(DESCRIPTORS_WANTED, |most| most.min(DESCRIPTORS_WANTED));

@@ -39,6 +39,15 @@ pub struct Usage {
     pub io_write_bytes: u64,
 }
 
+/// Memory that is in no file.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Anonymous {
+    /// Of programs alone.
+    pub own_bytes: u64,
+    /// Shared, or of tmpfs.
+    pub shared_bytes: u64,
+}
+
 impl Group {
     /// Reads use and limits. The reads are not one moment: each value is true for its own.
     pub fn usage(&self) -> Result<Usage> {
@@ -56,19 +65,20 @@ impl Group {
         Ok(usage)
     }
 
-    /// Memory that is in no file, in bytes: what programs have for themselves or share, tmpfs, and what of it is swapped out. The kernel
-    /// takes its time for this (`memory.stat`), so [`Self::usage`] does without.
+    /// Memory that is in no file: programs' own, what of it is swapped out included, and what is shared or in tmpfs. What programs have in common
+    /// since a fork counts once. The kernel takes its time for this (`memory.stat`), so [`Self::usage`] does without.
     ///
     /// # Errors
-    /// When the group cannot be read. Without a memory controller it is 0.
-    pub fn anonymous_bytes(&self) -> Result<u64> {
-        let Some(directory) = self.directory(Controller::Memory) else { return Ok(0) };
+    /// When the group cannot be read. Without a memory controller it is nothing.
+    pub fn anonymous(&self) -> Result<Anonymous> {
+        let Some(directory) = self.directory(Controller::Memory) else { return Ok(Anonymous::default()) };
         let stat = read_optional(&directory.join("memory.stat"))?.unwrap_or_default();
         let sum = |keys: &[&str]| keys.iter().filter_map(|key| value_of(&stat, key)).sum::<u64>();
         if self.hierarchies.is_v1(Controller::Memory) {
-            return Ok(sum(&["total_rss", "total_shmem", "total_swap"]));
+            return Ok(Anonymous { own_bytes: sum(&["total_rss", "total_swap"]), shared_bytes: sum(&["total_shmem"]) });
         }
-        Ok(sum(&["anon", "shmem"]) + read_number(&directory.join("memory.swap.current"))?.unwrap_or(0))
+        let swapped = read_number(&directory.join("memory.swap.current"))?.unwrap_or(0);
+        Ok(Anonymous { own_bytes: sum(&["anon"]) + swapped, shared_bytes: sum(&["shmem"]) })
     }
 
     fn read_memory(&self, usage: &mut Usage) -> Result<()> {
@@ -218,7 +228,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(group.usage().unwrap(), expected);
-        assert_eq!(group.anonymous_bytes().unwrap(), 645);
+        assert_eq!(group.anonymous().unwrap(), Anonymous { own_bytes: 605, shared_bytes: 40 });
     }
 
     #[test]
@@ -248,7 +258,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(group.usage().unwrap(), expected);
-        assert_eq!(group.anonymous_bytes().unwrap(), 30);
+        assert_eq!(group.anonymous().unwrap(), Anonymous { own_bytes: 29, shared_bytes: 1 });
     }
 
     #[test]

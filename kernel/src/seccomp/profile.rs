@@ -177,7 +177,8 @@ fn migratable_rules() -> [(Numbers, Verdict); 6] {
         (CLONE3, Verdict::Fail(libc::ENOSYS)),
         (IO_URING_SETUP, Verdict::Fail(libc::ENOSYS)),
         (BPF, Verdict::Fail(libc::EPERM)),
-        // As a kernel without it says: programs then take TCP. Those in Go, from 1.24 on, ask for this whenever they listen.
+        // As a kernel without it says: programs then take TCP. Those in Go, from 1.24 on, ask for this whenever they listen. What 32-bit
+        // programs ask for by socketcall(2) is behind a pointer.
         (SOCKET, Verdict::FailOnValue { argument: 2, value: libc::IPPROTO_MPTCP as u32, errno: libc::EPROTONOSUPPORT }),
     ]
 }

@@ -144,7 +144,7 @@ fn what_no_checkpoint_holds_is_refused_by_its_name(site: &Site) -> Result<()> {
         ("message-queue-that-nobody-has-open", &["POSIX message queue", "/survivor-closed"]),
         ("tcp-listener-with-one-waiting", &["TCP port 7073", "not accepted"]),
         ("eventfd-that-is-a-semaphore", &["survivor", "eventfd"]),
-        ("socket-of-ping", &["survivor", "a socket of ping"]),
+        ("socket-to-the-hypervisor", &["survivor", "AF_VSOCK"]),
         ("removed-file-that-is-large", &["survivor", "removed", "more than 64 MiB", "(deleted)"]),
     ] {
         ensure!(refused().any(|known| known == kind), "no kind is {kind}");

@@ -18,6 +18,7 @@ use kernel::process::PidFd;
 use nix::libc;
 use rustix::fs::{Dir, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketType, sockopt};
+use serde::{Deserialize, Serialize};
 
 use crate::aside::{self, Found};
 use crate::failure::{Exit, Failure};
@@ -52,12 +53,7 @@ pub enum Blocker {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
     /// An open file of a kind that has no place in images.
-    File {
-        /// What it is.
-        kind: &'static str,
-        /// Its link in /proc/PID/fd.
-        link: String,
-    },
+    File(Opened),
     /// A namespace of a kind that may not be nested.
     Namespace(&'static str),
     /// Its parent is outside: somebody entered.
@@ -83,10 +79,19 @@ pub enum What {
     Ourselves,
 }
 
+/// An open file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// What it is.
+    pub kind: String,
+    /// Its link in /proc/PID/fd.
+    pub link: String,
+}
+
 impl What {
     fn advice(&self) -> &'static str {
         match self {
-            Self::File { .. } => "end it, or let it close the file",
+            Self::File(_) => "end it, or let it close the file",
             Self::Namespace(_) => "end it; a migratable server refuses new ones since its start",
             Self::Visitor => "leave the session: it belongs to `vsctl enter` or `exec`",
             Self::Elsewhere(_) => "only trees in the namespaces of this command can be put on the disk",
@@ -124,7 +129,7 @@ impl fmt::Display for Blocker {
             false => write!(out, "process {inside} ({command}, {outside} on the host) "),
         }?;
         match what {
-            What::File { kind, link } => write!(out, "has {kind} open: {}", link.escape_debug()),
+            What::File(Opened { kind, link }) => write!(out, "has {kind} open: {}", link.escape_debug()),
             What::Namespace(kind) => write!(out, "is in a {kind} namespace of its own"),
             What::Visitor => write!(out, "has come in from outside"),
             What::Elsewhere(kind) => write!(out, "is in another {kind} namespace"),
@@ -184,10 +189,12 @@ pub fn find(init: i32, processes: &[Process]) -> Result<Vec<Blocker>> {
                 note(What::Namespace(kind));
             }
         }
-        for (kind, link) in files(process.pid, &mounts).unwrap_or_default() {
-            note(What::File { kind, link });
-        }
     }
+    let mut opened = opened(processes.iter().map(|process| (process.pid, &mounts[..])))?;
+    found.extend(processes.iter().flat_map(|process| {
+        let files = opened.remove(&process.pid).unwrap_or_default();
+        files.into_iter().map(|file| Blocker::new(process, What::File(file)))
+    }));
     Ok(found)
 }
 
@@ -279,11 +286,27 @@ pub fn mounts(pid: i32) -> Result<Vec<MountInfo>> {
     Ok(parse_mountinfo(&fs::read_to_string(format!("/proc/{pid}/mountinfo"))?))
 }
 
-/// Open files that cannot be dumped: what they are, and their links. `mounts` are those that processes of the same tree see.
+/// Open files that cannot be dumped, of each process, with the mounts that it and those of the same tree see. They are looked at aside: what
+/// a process has put in the place of another file meanwhile may be of a file system of its own making.
 ///
 /// # Errors
-/// When the process has ended.
-pub fn files(pid: i32, mounts: &[MountInfo]) -> Result<Vec<(&'static str, String)>> {
+/// When it takes too long.
+pub fn opened<'m>(processes: impl Iterator<Item = (i32, &'m [MountInfo])>) -> Result<BTreeMap<i32, Vec<Opened>>> {
+    let look = |(pid, mounts)| {
+        // One that ends meanwhile has none.
+        let files = files(pid, mounts).unwrap_or_default().into_iter();
+        (pid, files.map(|(kind, link)| Opened { kind: kind.to_owned(), link }).collect::<Vec<_>>())
+    };
+    let found = aside::fetch(LIST_LIMIT, &[], || {
+        let all: BTreeMap<i32, Vec<Opened>> = processes.map(look).filter(|(_, files)| !files.is_empty()).collect();
+        Ok(Found { bytes: serde_json::to_vec(&all)?, ..Found::default() })
+    });
+    let found = found.context("look at open files")?;
+    serde_json::from_slice(&found.bytes).context("read what is known of open files")
+}
+
+/// Those of one process: what they are, and their links.
+fn files(pid: i32, mounts: &[MountInfo]) -> Result<Vec<(&'static str, String)>> {
     let mut found = Vec::new();
     let process = PidFd::open(pid)?;
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
@@ -311,7 +334,6 @@ pub fn files(pid: i32, mounts: &[MountInfo]) -> Result<Vec<(&'static str, String
         }
         let mount: Option<u64> = field(&info, "mnt_id:").and_then(|id| id.parse().ok());
         let kind = match mounts.iter().find(|known| Some(known.id) == mount) {
-            // Only what is not of a file system of the guest's own making is looked at.
             Some(mount) => kind_of_file_system(&mount.kind).or_else(|| kind_of_file(pid, &entry.path(), &link)),
             None => is_nowhere(&link).then_some("a file that is mounted nowhere (a POSIX message queue is one)"),
         };
@@ -375,8 +397,9 @@ fn kind_of_protocol(protocol: i32) -> Option<&'static str> {
         0 | libc::IPPROTO_TCP | libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE => return None,
         libc::IPPROTO_MPTCP => "an MPTCP socket",
         libc::IPPROTO_SCTP => "an SCTP socket",
-        libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6 => "a socket of ping",
-        _ => "an IP socket of another protocol than TCP and UDP",
+        libc::IPPROTO_DCCP => "a DCCP socket",
+        // Those of ping are known to CRIU 4.2.
+        _ => return None,
     })
 }
 
@@ -393,7 +416,8 @@ fn kind_of_family(family: AddressFamily) -> &'static str {
 
 /// Kinds of files that CRIU dumps only in part: devices, and what was removed. `path` leads to the file itself.
 fn kind_of_file(pid: i32, path: &Path, link: &str) -> Option<&'static str> {
-    let (is_device, is_removed) = (link.starts_with("/dev/"), link.ends_with(" (deleted)"));
+    let is_device = link.starts_with("/dev/") && !BY_PLUGINS.iter().any(|start| link.starts_with(start));
+    let is_removed = link.ends_with(" (deleted)");
     let meta = (is_device || is_removed).then(|| fs::metadata(path).ok())??;
     if meta.file_type().is_block_device() || meta.file_type().is_char_device() && !is_known_device(meta.rdev()) {
         return Some("a device that CRIU does not know");
@@ -423,11 +447,15 @@ fn leads_foreground(pid: i32) -> bool {
     numbers().is_some_and(|[_, session, _, foreground]| session == pid && foreground == pid)
 }
 
-/// Character devices that CRIU restores (criu: `dump_one_file` of `criu/files.c`): memory, as null and random, terminals, and tun.
+/// Character devices that CRIU restores (criu: `dump_one_file` of `criu/files.c`, `criu/tty.c`): memory, as null and random, terminals and
+/// serial lines, tun, and the automounter's.
 fn is_known_device(number: u64) -> bool {
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-    matches!(major, 1 | 4 | 5 | 128..=143) || (major, minor) == (10, 200)
+    matches!(major, 1 | 4 | 5 | 128..=143 | 188 | 204) || matches!((major, minor), (10, 200 | 235))
 }
+
+/// Devices for which there are plugins of CRIU's.
+const BY_PLUGINS: [&str; 3] = ["/dev/dri/", "/dev/kfd", "/dev/nvidia"];
 
 fn kind_of_file_system(kind: &str) -> Option<&'static str> {
     match kind {
@@ -440,6 +468,8 @@ fn kind_of_file_system(kind: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::net::{SocketFlags, socket_with};
+
     use super::*;
 
     #[test]
@@ -478,7 +508,8 @@ mod tests {
             let number = std::os::fd::AsRawFd::as_raw_fd(socket);
             fs::read_link(format!("/proc/self/fd/{number}")).unwrap().display().to_string()
         };
-        let of = |family, kind| rustix::net::socket(family, kind, None);
+        // Not for the children of other tests.
+        let of = |family, kind| socket_with(family, kind, SocketFlags::CLOEXEC, None);
         for (family, kind) in [
             (AddressFamily::UNIX, SocketType::SEQPACKET),
             (AddressFamily::INET, SocketType::STREAM),
@@ -493,7 +524,7 @@ mod tests {
             assert_eq!(said_of(&link(&socket)), ["a socket of the kernel's ciphers (AF_ALG)"]);
         }
         let protocol = rustix::net::Protocol::from_raw(std::num::NonZero::new(libc::IPPROTO_MPTCP as u32).unwrap());
-        if let Ok(socket) = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, Some(protocol)) {
+        if let Ok(socket) = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, Some(protocol)) {
             assert_eq!(said_of(&link(&socket)), ["an MPTCP socket"]);
         }
         assert_eq!(kind_of_protocol(libc::IPPROTO_UDPLITE), None);
@@ -523,7 +554,7 @@ mod tests {
 
     #[test]
     fn a_blocker_says_who_what_and_what_to_do() {
-        let what = What::File { kind: "an io_uring", link: "anon_inode:[io_uring]".into() };
+        let what = What::File(Opened { kind: "an io_uring".into(), link: "anon_inode:[io_uring]".into() });
         let blocker = Blocker::Process { pids: (7, 1234), command: "postgres".into(), what };
         assert_eq!(
             blocker.to_string(),
@@ -579,9 +610,13 @@ mod tests {
 
     #[test]
     fn an_ordinary_process_blocks_nothing() {
-        let own = std::process::id() as i32;
-        assert_eq!(namespaces(own, WHOLE).unwrap().len(), WHOLE.len());
-        assert!(files(own, &mounts(own).unwrap()).unwrap().is_empty());
-        assert!(parent_inside(own).is_some_and(|parent| parent > 0));
+        // Not this one, in which other tests hold what blocks.
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id() as i32;
+        let found =
+            (namespaces(pid, WHOLE).unwrap().len(), files(pid, &mounts(pid).unwrap()).unwrap(), parent_inside(pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(found, (WHOLE.len(), Vec::new(), Some(std::process::id() as i32)));
     }
 }

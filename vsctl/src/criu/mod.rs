@@ -237,6 +237,11 @@ pub fn may_pass(error: &anyhow::Error) -> bool {
     error.is::<NotNow>() || error.downcast_ref::<Refusal>().is_some_and(refuses)
 }
 
+/// Whether CRIU has said that it failed.
+pub fn has_refused(error: &anyhow::Error) -> bool {
+    error.is::<Refusal>() || error.chain().any(|cause| cause.is::<Refusal>())
+}
+
 /// What cannot be dumped, or not so that it could be restored, and may be a moment later: in words.
 #[derive(Debug)]
 pub struct NotNow(pub String);

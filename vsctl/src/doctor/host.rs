@@ -143,11 +143,10 @@ fn programs(site: &Site) -> Vec<Finding> {
 
 /// What the CRIU that is here can do with this kernel.
 fn criu(site: &Site) -> Finding {
-    let know = || -> Result<_> {
-        Ok((checkpoint::criu_version(site)?, checkpoint::features(site)?, checkpoint::doubt(site)?))
-    };
-    match know() {
-        Ok((version, features, None)) => {
+    let known = checkpoint::criu_version(site).and_then(|version| Ok((version, checkpoint::doubt(site)?)));
+    let known = known.and_then(|(version, doubt)| Ok((version, doubt, checkpoint::features(site)?)));
+    match known {
+        Ok((version, None, features)) => {
             let mut can = vec!["migratable servers can be suspended".to_owned()];
             can.push(match features.notes_changes {
                 Some(true) => "moved with --live".to_owned(),
@@ -160,7 +159,7 @@ fn criu(site: &Site) -> Finding {
             });
             Finding::ok("criu", format!("{version}: {}", can.join(", ")))
         }
-        Ok((version, _, Some(doubt))) => Finding::new(Verdict::Warning, "criu", format!("{version}: {doubt}"))
+        Ok((version, Some(doubt), _)) => Finding::new(Verdict::Warning, "criu", format!("{version}: {doubt}"))
             .remedy("a newer CRIU (`checkpoint.criu` in vsos.toml says where it is), or an older kernel"),
         Err(error) => {
             let remedy = "apt install criu (Debian 13 or newer); or `checkpoint.criu` in vsos.toml says where it is";

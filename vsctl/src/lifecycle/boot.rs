@@ -173,7 +173,8 @@ pub fn go_on(world: &World, restore: Restore) -> Result<Running> {
                 let _ = group.kill();
             })?;
             thread_settings::apply_in(&group, &image.settings);
-            Ok(())
+            // Known already, unless a CRIU has not said that it had read them.
+            world.compared()
         }
     })?;
     Ok(Running {

@@ -287,7 +287,13 @@ impl Restore {
                     match name.as_str() {
                         "orphan-pts-master" => masters.extend(descriptors),
                         "post-setup-namespaces" => at(Moment::Apart).inspect_err(|_| self.end())?,
-                        "post-restore" => at(Moment::Read).inspect_err(|_| self.end())?,
+                        "post-restore" => {
+                            if let Err(error) = at(Moment::Read) {
+                                // It ends all that it has made, and what it has made for itself on the way.
+                                self.session.take_back();
+                                return Err(error);
+                            }
+                        }
                         "pre-resume" => at(Moment::Complete).inspect_err(|_| self.end())?,
                         _ => {}
                     }

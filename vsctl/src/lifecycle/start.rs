@@ -27,6 +27,7 @@ use super::state::{self, Action, State, Status};
 use super::step::Step;
 use super::world::World;
 use super::{consoles, create, freeze, group, network, nodes, process as processes, restore, stop, view};
+use crate::criu;
 use crate::failure::{self, Exit, Failure};
 use crate::monitor::{self, Running};
 use crate::name::Name;
@@ -323,8 +324,10 @@ fn child(
 ) -> i32 {
     let name = boot.server.name.clone();
     let resumes = image.is_some();
-    let outcome =
-        process::new_session().map_err(Into::into).and_then(|()| run(site, batch, boot.clone(), steps, image));
+    let outcome = process::unblock_signals()
+        .and_then(|()| process::new_session())
+        .map_err(Into::into)
+        .and_then(|()| run(site, batch, boot.clone(), steps, image));
     let report = match &outcome {
         Ok(_) => Report { exit: 0, message: String::new(), outcome: None, hint: None },
         Err(error) => {
@@ -394,18 +397,28 @@ pub fn run(
             }
             Ok(running)
         });
-    let outcome = outcome.map_err(|error| match (world.compared(), error.downcast_ref()) {
-        (Ok(()), _) => error,
-        // CRIU looks at some of the memory itself, and what it says of that then helps nobody.
-        (Err(damaged), None) => damaged,
-        (Err(damaged), Some(execute::Outcome(outcome))) => damaged.context(execute::Outcome(outcome.clone())),
-    });
+    let outcome = outcome.map_err(|error| damaged(&world, error));
     if outcome.is_err() {
         // The plan has taken itself back; when only the note failed, that is still to do.
         execute::take_back("undo", &mut world, &mut journal)?;
         journal.remove()?;
     }
     outcome
+}
+
+/// What is said of a restore that failed. CRIU looks at some of the memory itself, and what it says when that is damaged helps nobody.
+fn damaged(world: &World<'_>, error: anyhow::Error) -> anyhow::Error {
+    if !criu::has_refused(&error) {
+        return error;
+    }
+    match (world.compared(), error.downcast_ref()) {
+        // One that could not look has no advice.
+        (Err(damaged), outcome) if failure::hint_of(&damaged).is_some() => match outcome {
+            Some(execute::Outcome(outcome)) => damaged.context(execute::Outcome(outcome.clone())),
+            None => damaged,
+        },
+        _ => error,
+    }
 }
 
 /// Writes `status.toml`, of what is `said` of init's pid and start time: from now on the server is running.

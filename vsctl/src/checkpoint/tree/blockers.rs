@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::{Context, Result};
 
 use super::members::{self, Members};
-use crate::checkpoint::blockers::{self, Blocker, What};
+use crate::checkpoint::blockers::{self, Blocker, Opened, What};
 use crate::processes::Process;
 
 /// Namespaces in which a tree has to be where this command is: CRIU puts it back there.
@@ -21,6 +21,14 @@ const CLOCKS: &[&str] = &["time"];
 /// # Errors
 /// When /proc cannot be read. A process that ends meanwhile blocks nothing.
 pub fn find(tree: &Members) -> Result<Vec<Blocker>> {
+    let mounts: Vec<_> =
+        tree.inside.iter().map(|process| (process.pid, blockers::mounts(process.pid).unwrap_or_default())).collect();
+    let opened = blockers::opened(mounts.iter().map(|(pid, mounts)| (*pid, &mounts[..])))?;
+    ties_of(tree, opened)
+}
+
+/// The same, when it is known what files of each cannot be dumped.
+fn ties_of(tree: &Members, mut opened: BTreeMap<i32, Vec<Opened>>) -> Result<Vec<Blocker>> {
     let own = std::process::id() as i32;
     let mut here = blockers::namespaces(own, SHARED).context("look at the own namespaces")?;
     if let Some(root) = tree.inside.first() {
@@ -47,9 +55,9 @@ pub fn find(tree: &Members) -> Result<Vec<Blocker>> {
         if let Some(session) = tree.sessions.get(&pid).filter(|session| !tree.sessions.contains_key(session)) {
             note(What::Session(*session));
         }
-        for (kind, link) in blockers::mounts(pid).and_then(|mounts| blockers::files(pid, &mounts)).unwrap_or_default() {
-            note(What::File { kind, link });
-        }
+        // What is said of terminals below says more.
+        let files = opened.remove(&pid).unwrap_or_default().into_iter().filter(|file| !is_terminal(&file.link));
+        files.for_each(|file| note(What::File(file)));
         ties(&open[&pid], &shared, &connections).into_iter().for_each(note);
     }
     found.extend(tree.strayed.iter().map(|process: &Process| Blocker::new(process, What::Stray)));
@@ -228,8 +236,11 @@ mod tests {
         while !is_cat() {
             std::thread::yield_now();
         }
-        let said: Vec<String> =
-            find(&Members::of(pid).unwrap()).unwrap().into_iter().map(|blocker| blocker.to_string()).collect();
+        let said: Vec<String> = ties_of(&Members::of(pid).unwrap(), BTreeMap::new())
+            .unwrap()
+            .into_iter()
+            .map(|blocker| blocker.to_string())
+            .collect();
         let mut pipe = child.stdin.take().unwrap();
         pipe.write_all(b"done").unwrap();
         drop(pipe);
@@ -240,7 +251,7 @@ mod tests {
 
     #[test]
     fn this_command_is_in_no_tree_that_it_dumps() {
-        let found = find(&Members::of(std::process::id() as i32).unwrap()).unwrap();
+        let found = ties_of(&Members::of(std::process::id() as i32).unwrap(), BTreeMap::new()).unwrap();
         assert!(found.len() == 1 && found[0].to_string().contains("is this command"), "{found:?}");
     }
 }
