@@ -53,7 +53,7 @@ impl Exit {
         (Exit::NoServer, "no such server or checkpoint, or its files are gone"),
         (Exit::NoSpace, "the disk is full"),
         (Exit::NoTemplate, "no such template"),
-        (Exit::Interrupted, "given up because of SIGINT, SIGHUP or SIGTERM; all is as it was"),
+        (Exit::Interrupted, "given up because of SIGINT, SIGHUP or SIGTERM"),
     ];
 
     /// The condition with number `code`; [`Exit::Failed`] for one that has none.

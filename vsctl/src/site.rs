@@ -94,7 +94,10 @@ const SILENCE_S: NonZeroU64 = NonZeroU64::new(120).unwrap();
 impl Default for Migrate {
     fn default() -> Self {
         // A host that is gone is noticed: otherwise TCP waits for hours.
-        Self { shell: ["ssh", "-o", "ServerAliveInterval=15"].map(Into::into).into(), silence: SILENCE_S }
+        Self {
+            shell: ["ssh", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15"].map(Into::into).into(),
+            silence: SILENCE_S,
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use super::image::survey;
 use super::{OPEN, clear, give, give_way};
 use crate::checksum::Sum;
 use crate::criu;
+use crate::interrupt;
 use crate::name::Name;
 use crate::site::Site;
 use crate::store::Server;
@@ -40,6 +41,7 @@ impl Ahead {
         let parent = (number > 0).then(|| Path::new("..").join(number.to_string()));
         let directory = directory(site, &server.name).join((number + 1).to_string());
         let write = || {
+            interrupt::check()?;
             fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
             give_way(site, server)?;
             // No other: what was sent already, and is touched again, has changed.

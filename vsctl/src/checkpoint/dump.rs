@@ -19,7 +19,7 @@ use super::{blockers, clear, places, program, watched};
 use crate::criu::message::{Kind, Options as CriuOptions};
 use crate::criu::{self, Criu, Event, NotNow, Session};
 use crate::failure::{self, Exit, Failure};
-use crate::interrupt::Hold;
+use crate::interrupt::{self, Hold};
 use crate::lifecycle::boot::OWN_INIT;
 use crate::lifecycle::state::{self, CpuTime, State, Status};
 use crate::lifecycle::world::World;
@@ -149,20 +149,20 @@ impl<'a> Subject<'a> {
     /// What CRIU, the kernel or `commit` says, and what has become of the server.
     pub fn dump(&self, images: &Path, then: Then, commit: impl Fn(Manifest) -> Result<()>) -> Result<()> {
         // An end in the midst would leave it standing still.
-        let held = Hold::begin()?;
+        let _hold = Hold::begin()?;
         // Told first, so that it leaves the taking back to us; should we fail, it watches on.
         let handed = match then {
             Then::End => Some(monitor::hand_over(self.site, &self.server.name)?),
             Then::GoOn => None,
         };
-        let dumped = match self.run(self.ahead, images, then, &held, &commit) {
+        let dumped = match self.run(self.ahead, images, then, &commit) {
             Err(error) if self.ahead.is_some() && criu::may_pass(&error) => {
                 log::info!("once more, with all of its memory: {error:#}");
-                remove_tree(images).and_then(|()| self.run(None, images, then, &held, &commit))
+                remove_tree(images).and_then(|()| self.run(None, images, then, &commit))
             }
             dumped => dumped,
         };
-        if let Err(error) = dumped {
+        if let Err(error) = dumped.map_err(interrupt::instead_of) {
             let error = match super::doubt(self.site) {
                 Ok(Some(doubt)) => Failure::new(failure::exit_of(&error), format!("{error:#}")).hint(doubt).into(),
                 _ => error,
@@ -180,7 +180,6 @@ impl<'a> Subject<'a> {
         ahead: Option<&Ahead>,
         images: &Path,
         then: Then,
-        held: &Hold,
         commit: &impl Fn(Manifest) -> Result<()>,
     ) -> Result<()> {
         let Self { site, server, .. } = self;
@@ -197,14 +196,14 @@ impl<'a> Subject<'a> {
             // Nothing reaches the server from now on, so that nothing is acknowledged that is not in the images.
             "network-lock" => network::put_on_bridge(&world, server, false),
             // From here on nothing moves until it is certain who counts.
-            "post-dump" => held.check().and_then(|()| self.check_restorable(&group)).and_then(|()| {
+            "post-dump" => interrupt::check().and_then(|()| self.check_restorable(&group)).and_then(|()| {
                 freeze::hold(site, name)?;
                 commit(self.manifest(&group, images, ahead, sums.end())?)
             }),
             _ => Ok(()),
         };
         let dump = || {
-            held.check()?;
+            interrupt::check()?;
             DirBuilder::new().mode(0o710).create(images).with_context(|| format!("make {}", images.display()))?;
             super::give(images, server.first_id(site), super::PASS)?;
             if ahead.is_none() {

@@ -6,8 +6,8 @@ use anyhow::Result;
 
 use super::{may_be_up, output, print_error, start, stop};
 use crate::checkpoint;
-use crate::failure;
-use crate::interrupt::is_interrupt;
+use crate::failure::{self, Exit};
+use crate::interrupt;
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::stop::Manner;
 use crate::name::Name;
@@ -49,9 +49,15 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     let stopped = stop::stop_all(site, &stopped, &manner);
     let (mut left, mut refused) = (Vec::new(), 0);
     for name in suspended {
+        if interrupt::before_more().is_err() {
+            refused = Exit::Interrupted as i32;
+            break;
+        }
         if let Err(error) = checkpoint::suspend(site, &name, true) {
-            if is_interrupt(&error) {
-                return Err(error);
+            if interrupt::is_interrupt(&error) {
+                print_error(&error);
+                refused = Exit::Interrupted as i32;
+                break;
             }
             // It goes on, and the host goes down: an orderly end is what is left for it.
             print_error(&error);

@@ -44,7 +44,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::failure::{self, Exit, Failure};
-use crate::interrupt::is_interrupt;
+use crate::interrupt;
 use crate::lifecycle::execute::Outcome;
 use crate::lifecycle::state::{self, State};
 use crate::name::Name;
@@ -251,8 +251,9 @@ fn may_be_down(site: &Site, name: &Name) -> bool {
 pub fn for_each<T>(names: &[T], mut verb: impl FnMut(&T) -> Result<()>) -> Result<i32> {
     let mut first = None;
     for name in names {
+        interrupt::before_more()?;
         if let Err(error) = verb(name) {
-            if error.is::<Closed>() || is_interrupt(&error) {
+            if error.is::<Closed>() || interrupt::is_interrupt(&error) {
                 return Err(error);
             }
             first.get_or_insert(failure::exit_of(&error) as i32);

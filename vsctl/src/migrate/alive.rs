@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::wire::{ALIVE, Channel, Hello, Lost, write_frame};
+use crate::interrupt;
 
 /// The connection of two hosts.
 pub type Connection = Channel<Heard, Said>;
@@ -26,7 +27,8 @@ const TIMES: u32 = 8;
 /// What a pipe or socket that takes anything takes without making us wait (`PIPE_BUF`, pipe(7)).
 const AT_ONCE: usize = 4096;
 
-/// How long one who waits to be listened to looks away: until then nothing tells it that the other side has spoken.
+/// How long one who waits looks away: who waits to be listened to does not hear that the other side has spoken until then, and nobody hears
+/// of a signal.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// How long the other side may be silent, and whether it was for longer. Both halves of a connection have the same.
@@ -88,10 +90,14 @@ fn wait(file: &File, flags: PollFlags, limit: Duration) -> io::Result<bool> {
 
 impl Read for Heard {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        match wait(&self.from, PollFlags::IN, self.limit.get())? {
-            true => self.from.read(into),
-            false => Err(self.limit.over()),
+        let (began, limit) = (Instant::now(), self.limit.get());
+        while !wait(&self.from, PollFlags::IN, LOOK.min(limit))? {
+            interrupt::check().map_err(io::Error::other)?;
+            if began.elapsed() >= limit {
+                return Err(self.limit.over());
+            }
         }
+        self.from.read(into)
     }
 }
 
@@ -100,6 +106,7 @@ impl Write for Said {
         let arrived = || rustix::io::ioctl_fionread(&self.from);
         let (mut before, mut heard) = (arrived()?, Instant::now());
         while !wait(&self.to, PollFlags::OUT, LOOK.min(self.limit.get() / TIMES))? {
+            interrupt::check().map_err(io::Error::other)?;
             let now = arrived()?;
             if now != before {
                 (before, heard) = (now, Instant::now());

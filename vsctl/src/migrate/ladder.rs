@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::source::Memory;
 use crate::failure::{self, Failure};
-use crate::interrupt::is_interrupt;
+use crate::interrupt::{before_more, is_interrupt};
 use crate::lifecycle::execute::Outcome;
 use crate::lifecycle::state::{self, State};
 use crate::name::Name;
@@ -92,7 +92,7 @@ pub fn climb_down<T>(
             Ok(made) => return Ok(made),
             Err(error) => error,
         };
-        if is_interrupt(&error) {
+        if is_interrupt(&error) || before_more().is_err() {
             return Err(error);
         }
         let Some(next) = Hindrance::of(&error).and_then(|hindrance| below(rung, hindrance)) else { return Err(error) };

@@ -42,6 +42,7 @@ impl Link {
         let mut command = Command::new(program);
         // What it has to say to people goes where this command's own words go.
         command.args(&words).stdin(Stdio::piped()).stdout(Stdio::piped());
+        // As long as nobody holds signals back, ^C is for it, too.
         if apart {
             command.process_group(0);
         }
@@ -87,6 +88,13 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Link {
+    /// Tells it to end, and waits for that.
+    pub fn end(&mut self) {
         self.channel = None;
         // One that does not speak will not take anything back, either, before it hears that this is over.
         let end = Instant::now() + if self.limit.is_over() { Duration::ZERO } else { END };

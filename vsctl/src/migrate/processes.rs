@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::{Context, Result};
+use kernel::cgroup::Group;
 
 use super::wire::Processes;
 use crate::checkpoint;
 use crate::failure::{Exit, Failure};
 use crate::name::Name;
+use crate::processes::{field, text};
 use crate::site::Site;
 
 /// What `/proc/cpuinfo` calls those features of an x86 processor that a program can use without asking the kernel. Most of what else
@@ -77,6 +79,24 @@ const X86: &[&str] = &[
 /// … and how more of them begin.
 const X86_FAMILIES: &[&str] = &["amx_", "avx"];
 
+/// How much memory the images of the processes in `group` hold, in bytes: what they have in common since a fork comes to each of them.
+///
+/// # Errors
+/// When the group cannot be read.
+pub fn memory_bytes(group: &Group) -> Result<u64> {
+    let known = group.anonymous()?;
+    // One that ends meanwhile has none.
+    let each = group.processes()?.into_iter().filter_map(|pid| text(pid, "status").ok());
+    let own: u64 = each.map(|status| own_bytes(&status)).sum();
+    Ok(own.max(known.own_bytes) + known.shared_bytes)
+}
+
+/// Anonymous memory in a file `status` of /proc, and what of it is swapped out (proc_pid_status(5)).
+fn own_bytes(status: &str) -> u64 {
+    let kib = |name| field(status, name)?.strip_suffix(" kB")?.trim().parse::<u64>().ok();
+    ["RssAnon:", "VmSwap:"].into_iter().filter_map(kib).sum::<u64>() << 10
+}
+
 /// What this host has for the processes of `name`.
 ///
 /// # Errors
@@ -143,6 +163,16 @@ mod tests {
     fn host() -> Processes {
         let cpu = ["avx2", "sse2"].map(str::to_owned).into();
         Processes { criu: "4.1.1".into(), cgroup: "vsos/web1".into(), cpu }
+    }
+
+    #[test]
+    fn memory_is_what_a_process_has_in_no_file() {
+        assert_eq!(
+            own_bytes("Name:\tsh\nVmRSS:\t  900 kB\nRssAnon:\t     100 kB\nRssFile:\t 800 kB\nVmSwap:\t 3 kB\n"),
+            103 << 10
+        );
+        // A thread of the kernel's, or one that has ended.
+        assert_eq!(own_bytes("Name:\tsh\nState:\tZ (zombie)\n"), 0);
     }
 
     #[test]

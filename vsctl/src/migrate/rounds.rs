@@ -8,6 +8,9 @@ const WORTH_WHILE: f64 = 0.7;
 /// As is one that leaves less than this part of what the pause takes in any case.
 const NOT_WORTH_MORE: f64 = 0.25;
 
+/// More is told of no pause.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
 /// A round that was sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Round {
@@ -15,7 +18,9 @@ pub struct Round {
     pub began: Duration,
     /// How long CRIU took for it, the processes held for some of that.
     pub wrote: Duration,
-    /// How long it took until it was on the target's disk.
+    /// How long it took to send it, until it was on the target's disk.
+    pub sent: Duration,
+    /// How long all of it took, until the next can begin.
     pub took: Duration,
     /// Its length.
     pub bytes: u64,
@@ -39,6 +44,8 @@ pub struct Outlook {
 pub struct Rounds {
     last: Option<Round>,
     least_wrote: Option<Duration>,
+    sent: Duration,
+    sent_bytes: u64,
 }
 
 impl Rounds {
@@ -54,13 +61,15 @@ impl Rounds {
         let changes = self.changes(round.began, round.bytes);
         let left = self.last.map(|last| (round.bytes as f64 / last.bytes.max(1) as f64).min(1.0));
         let least = self.least_wrote.map_or(round.wrote, |least| least.min(round.wrote));
-        let sending = round.took.saturating_sub(round.wrote).as_secs_f64();
+        self.sent += round.sent;
+        self.sent_bytes += round.bytes;
         let memory = round.took.saturating_sub(least).as_secs_f64() * left.unwrap_or(1.0);
-        let files = sending * round.files_bytes as f64 / round.bytes.max(1) as f64;
+        // Of all rounds: what a small one takes is hardly for its bytes.
+        let files = self.sent.as_secs_f64() * round.files_bytes as f64 / self.sent_bytes.max(1) as f64;
         let fixed = 2.0 * least.as_secs_f64();
         (self.last, self.least_wrote) = (Some(round), Some(least));
         // A rate from next to nothing can be any.
-        let pause = Duration::try_from_secs_f64(fixed + memory + files).unwrap_or(Duration::MAX);
+        let pause = Duration::try_from_secs_f64(fixed + memory + files).unwrap_or(LONGEST).min(LONGEST);
         let is_over = left.is_some_and(|left| left > WORTH_WHILE || memory < NOT_WORTH_MORE * (fixed + files));
         Outlook { pause, changes, is_over }
     }
@@ -73,7 +82,7 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
 
     fn round(began_s: u32, wrote: Duration, took: Duration, bytes: u64) -> Round {
-        Round { began: began_s * S, wrote, took, bytes, files_bytes: 0 }
+        Round { began: began_s * S, wrote, sent: took - wrote, took, bytes, files_bytes: 0 }
     }
 
     #[test]
@@ -103,8 +112,11 @@ mod tests {
         rounds.after(round(0, S, 11 * S, 1000));
         let with = Round { files_bytes: 500, ..round(11, S, 2 * S, 100) };
         assert!((rounds.after(with).pause.as_secs_f64() - (2.0 + 0.1 + 5.0)).abs() < 0.001);
+        // A small round takes as long as a larger one, and says nothing of the rate.
+        let small = Round { files_bytes: 500, ..round(13, S, 2 * S, 1) };
+        assert!((6.9..7.6).contains(&rounds.after(small).pause.as_secs_f64()));
         // None of it is memory: no more than that is known.
         let none = Rounds::default().after(Round { files_bytes: u64::MAX, ..round(0, S, S, 0) });
-        assert!(none.pause >= 2 * S && !none.is_over);
+        assert!(none.pause >= 2 * S && none.pause <= LONGEST && !none.is_over);
     }
 }

@@ -11,7 +11,6 @@ use anyhow::{Context, Result, bail};
 use kernel::file::write_atomic;
 use kernel::lock::Flock;
 use kernel::process::wait_for_joined_threads;
-use nix::sys::signal::{SigSet, Signal};
 
 use super::alive::Alive;
 use super::changes::Survey;
@@ -27,7 +26,7 @@ use crate::checksum::Sum;
 use crate::edit;
 use crate::events;
 use crate::failure::{self, Exit, Failure};
-use crate::interrupt::Hold;
+use crate::interrupt::{self, Hold};
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::stop::{self, Manner};
 use crate::lifecycle::world::World;
@@ -99,8 +98,6 @@ struct Departure<'a> {
     /// Its memory, of which so many bytes come later.
     later: Option<u64>,
     relay: Option<Relay>,
-    /// Signals, as long as it can be given up in order.
-    held: Option<Hold>,
     /// Since when its processes stand still.
     stands_still: Option<Instant>,
     moments: usize,
@@ -139,10 +136,10 @@ pub fn go(
     // Of what was interrupted, nothing goes along.
     checkpoint::clear(site, name)?;
     progress.phase("checking", None);
-    let held = Hold::begin()?;
-    let mut departure = Departure::open(site, host, &server, pause.is_postcopy())?;
-    departure.held = Some(held);
+    let mut departure = Departure::open(site, host, &server, true)?;
     let found = departure.offer(&server, found, pause)?;
+    // Until here an end leaves nothing behind.
+    let hold = Hold::begin()?;
     departure.working = departure.link.alive();
     let sent = match (&template, found.template) {
         (Some(template), Some(size)) => departure.send_template(template, size, progress),
@@ -151,14 +148,14 @@ pub fn go(
     let sent = sent.and_then(|()| departure.send(&server, found, pause, &lock, progress));
     let given_up = sent.and_then(|()| {
         departure.working = None;
-        departure.protect()?;
-        departure.may_go_on()?;
+        interrupt::check()?;
+        hold.ignore();
         departure.give_up_right(found.runs)
     });
     departure.working = None;
-    if let Err(error) = given_up {
-        // What goes on here is to hear signals.
-        (departure.relay, departure.held) = (None, None);
+    if let Err(error) = given_up.map_err(interrupt::instead_of) {
+        hold.ignore();
+        departure.relay = None;
         // First: the other side may be one that does not answer, and nothing of the server moves there.
         let error = back(site, name, host, found.runs, lock, error);
         departure.call_off();
@@ -186,14 +183,17 @@ pub fn proceed(site: &Site, name: &Name, host: &str, progress: &mut dyn Progress
         let hint = format!("`vsctl migrate {name} {} --continue`", migration.peer);
         return Err(Failure::new(Exit::Failed, format!("'{name}' has moved to {}", migration.peer)).hint(hint).into());
     }
-    let mut departure = Departure::open(site, host, &server, migration.is_postcopy)?;
+    let mut departure = Departure::open(site, host, &server, true)?;
+    // From now on an end of this command may cost the server its memory, if that comes later.
+    let hold = Hold::begin()?;
+    hold.ignore();
     departure.deal.transaction = migration.transaction;
     if migration.is_postcopy && checkpoint::is_on_disk(site, name) {
         progress.phase("restoring", None);
         departure.working = departure.link.alive();
         let again = departure.restore_again();
         departure.working = None;
-        if let Err(error) = again.and_then(|()| departure.protect()) {
+        if let Err(error) = again {
             return Err(departure.does_not_go_on(&error));
         }
     }
@@ -254,9 +254,9 @@ fn examine(site: &Site, server: &Server, pause: &Pause, template: Option<&Held>,
             return Err(Failure::new(Exit::Unsupported, message).hint("--near-live does without"))
                 .context(Hindrance::Attempt);
         }
-        // An upper bound: programs share some of it. What is sent ahead may all have to be sent again.
+        // What is sent ahead may all have to be sent again.
         let times = if matches!(pause, Pause::Live(..)) { SENT_MAX } else { 1 };
-        memory_bytes = World::new(site).group(&site.server_cgroup(name))?.anonymous_bytes()? * times;
+        memory_bytes = processes::memory_bytes(&World::new(site).group(&site.server_cgroup(name))?)? * times;
         // It is written here before it is sent.
         check::room(site, Size { bytes: memory_bytes, entries: 0 })?;
         size.bytes += memory_bytes;
@@ -270,7 +270,7 @@ fn examine(site: &Site, server: &Server, pause: &Pause, template: Option<&Held>,
 fn stream<R: Read, W: Write>(
     channel: &mut Channel<R, W>,
     from: &mut dyn Read,
-    moved: &mut dyn FnMut(u64) -> Result<()>,
+    moved: &mut dyn FnMut(u64),
 ) -> Result<Sum> {
     match send_bulk(channel, from, moved) {
         Err(error) if matches!(error.downcast_ref(), Some(Lost::Ended)) => {
@@ -317,7 +317,6 @@ impl<'a> Departure<'a> {
             working: None,
             later: None,
             relay: None,
-            held: None,
             stands_still: None,
             moments: 0,
         })
@@ -327,11 +326,6 @@ impl<'a> Departure<'a> {
     fn moment(&mut self) -> Result<()> {
         self.moments += 1;
         execute::fault("migrate", self.moments)
-    }
-
-    /// Whether nobody has interrupted it. Asked as long as the server is this host's.
-    fn may_go_on(&self) -> Result<()> {
-        self.held.as_ref().map_or(Ok(()), Hold::check)
     }
 
     /// Says `told`, and waits for `answer`.
@@ -396,12 +390,8 @@ impl<'a> Departure<'a> {
         }
         self.moment()?;
         let mut packing = files::pack_template(self.site, held)?;
-        let held = self.held.as_ref();
-        let mut moved = |bytes| {
-            progress.advance(bytes);
-            held.map_or(Ok(()), Hold::check)
-        };
-        let sum = stream(self.link.channel()?, &mut packing.output()?, &mut moved)?;
+        let channel = self.link.channel()?;
+        let sum = stream(channel, &mut packing.output()?, &mut |bytes| progress.advance(bytes))?;
         packing.finish()?;
         self.moment()?;
         self.ask(&Message::End(sum), &Message::TemplateArrived)?;
@@ -420,7 +410,7 @@ impl<'a> Departure<'a> {
         self.moment()?;
         self.ask(&Message::Prepare, &Message::Ready)?;
         self.moment()?;
-        self.may_go_on()?;
+        interrupt::check()?;
         let place = Place::of(self.site, &server.name, &server.spec)?;
         let mut before = None;
         if found.runs {
@@ -446,7 +436,7 @@ impl<'a> Departure<'a> {
             // Its monitor, which waits for the lock, does what it wanted.
             return Err(Failure::new(Exit::NotRunning, format!("'{}' has ended by itself", server.name)).into());
         }
-        self.may_go_on()?;
+        interrupt::check()?;
         match pause {
             _ if !found.runs => {}
             Pause::Stop(manner) => {
@@ -482,7 +472,7 @@ impl<'a> Departure<'a> {
         self.ask(&Message::Whole, &Message::Prepared)?;
         self.is_prepared = true;
         self.moment()?;
-        self.may_go_on()?;
+        interrupt::check()?;
         if found.runs && found.is_whole {
             progress.phase("restoring", None);
             match self.later {
@@ -518,13 +508,16 @@ impl<'a> Departure<'a> {
     ) -> Result<Option<Ahead>> {
         let (mut ahead, mut rounds, first) = (Ahead::default(), Rounds::default(), Instant::now());
         for round in 1..=ROUNDS_MAX {
-            self.may_go_on()?;
+            interrupt::check()?;
             progress.phase(&format!("writing memory, round {round}"), None);
             let subject = self.subject(server, lock)?;
             let began = first.elapsed();
             let written = ahead.round(self.site, server, &subject).context(Hindrance::Attempt)?;
             let wrote = first.elapsed() - began;
-            let Some((directory, bytes)) = written else { break };
+            let Some((directory, bytes)) = written else {
+                progress.warn("what of its memory was sent is worth nothing: all of it is sent when it stands still");
+                break;
+            };
             let changes = rounds.changes(began, bytes);
             let changes = changes.map_or_else(String::new, |rate| format!(", {}/s change", show_bytes(rate as u64)));
             progress.phase(&format!("sending memory, round {round}{changes}"), Some(bytes));
@@ -532,10 +525,11 @@ impl<'a> Departure<'a> {
             self.send_files(server, place, Wanted::Member(&member), None, progress)?;
             // Now, and not when the server stands still and all that there is has to be on the disk.
             place.sync()?;
-            let took = first.elapsed() - began;
+            let sent = first.elapsed() - began - wrote;
             let files_bytes = place.survey_root()?.since(before).size.bytes;
+            let took = first.elapsed() - began;
             before.include_settled(Survey::take(&place.directory, &[&member])?);
-            let outlook = rounds.after(Round { began, wrote, took, bytes, files_bytes });
+            let outlook = rounds.after(Round { began, wrote, sent, took, bytes, files_bytes });
             let expected = outlook.pause.as_secs_f64();
             log::info!(
                 "'{}': round {round}: {} in {:.1} s, a pause of {expected:.1} s is expected",
@@ -570,17 +564,12 @@ impl<'a> Departure<'a> {
             None => channel.send(&Message::Files)?,
             Some(mut listing) => {
                 channel.send(&Message::Changes)?;
-                let sum = stream(channel, &mut listing, &mut |_| Ok(()))?;
+                let sum = stream(channel, &mut listing, &mut |_| {})?;
                 channel.send(&Message::End(sum))?;
             }
         }
         let mut packing = files::pack(self.site, place, &server.spec, wanted)?;
-        let held = self.held.as_ref();
-        let mut moved = |bytes| {
-            progress.advance(bytes);
-            held.map_or(Ok(()), Hold::check)
-        };
-        let sum = stream(channel, &mut packing.output()?, &mut moved)?;
+        let sum = stream(channel, &mut packing.output()?, &mut |bytes| progress.advance(bytes))?;
         packing.finish()?;
         channel.send(&Message::End(sum))?;
         channel.expect(&Message::Arrived)
@@ -644,6 +633,8 @@ impl<'a> Departure<'a> {
         if self.is_prepared {
             // Over a connection of its own where this one has ended.
             let aborted = self.abort().or_else(|_| {
+                // One at a time works on it there.
+                self.link.end();
                 self.link = Link::open(self.site, self.host, false)?.0;
                 self.abort()
             });
@@ -699,15 +690,6 @@ impl<'a> Departure<'a> {
         create::destroy_held(site, &name, true, lock)?;
         self.moment()?;
         started.with_context(|| format!("'{name}' has moved to {host}, and does not start there"))
-    }
-
-    /// From now on an end of this command costs the server its memory, if that comes later: only SIGKILL ends it.
-    fn protect(&self) -> Result<()> {
-        if self.relay.is_none() {
-            return Ok(());
-        }
-        let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
-        ends.into_iter().collect::<SigSet>().thread_block().context("hold back signals")
     }
 
     fn does_not_go_on(&self, error: &anyhow::Error) -> anyhow::Error {

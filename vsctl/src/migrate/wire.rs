@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::ladder::Hindrance;
 use crate::checksum::{Sum, Summing};
 use crate::failure::{self, Exit, Failure};
+use crate::interrupt;
 use crate::name::Name;
 use crate::store::Record;
 
@@ -444,7 +445,7 @@ pub fn unexpected(message: &Message) -> anyhow::Error {
 pub fn send_bulk<R: Read, W: Write>(
     channel: &mut Channel<R, W>,
     from: &mut dyn Read,
-    moved: &mut dyn FnMut(u64) -> Result<()>,
+    moved: &mut dyn FnMut(u64),
 ) -> Result<Sum> {
     let mut summed = Summing::default();
     let mut piece = vec![0; PIECE];
@@ -457,7 +458,8 @@ pub fn send_bulk<R: Read, W: Write>(
         };
         summed.add(&piece[..length]);
         channel.send_data(&piece[..length])?;
-        moved(summed.bytes())?;
+        interrupt::check()?;
+        moved(summed.bytes());
     }
     Ok(summed.sum())
 }
@@ -628,11 +630,7 @@ mod tests {
     fn sent(content: &[u8]) -> Vec<u8> {
         let mut channel = Channel::new(io::empty(), Vec::new());
         let mut last = 0;
-        let sum = send_bulk(&mut channel, &mut &content[..], &mut |bytes| {
-            last = bytes;
-            Ok(())
-        })
-        .unwrap();
+        let sum = send_bulk(&mut channel, &mut &content[..], &mut |bytes| last = bytes).unwrap();
         assert_eq!((sum.bytes, last), (content.len() as u64, content.len() as u64));
         channel.send(&Message::End(sum)).unwrap();
         channel.to.lock().unwrap().clone()
