@@ -11,6 +11,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::failure::{Exit, Failure, exit_of};
+use crate::lifecycle::execute::Outcome;
 use crate::processes::field;
 
 const HELD: [Signal; 3] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
@@ -103,7 +104,13 @@ pub fn before_more() -> Result<()> {
 /// What is said of work that failed: when it was given up because of a signal, or one has come, that.
 pub fn instead_of(error: anyhow::Error) -> anyhow::Error {
     match check().and_then(|()| before_more()) {
-        Err(interrupted) if !is_interrupt(&error) => interrupted,
+        Err(interrupted) if !is_interrupt(&error) => {
+            log::info!("{error:#}");
+            match error.downcast_ref() {
+                Some(Outcome(outcome)) => interrupted.context(Outcome(outcome.clone())),
+                None => interrupted,
+            }
+        }
         _ => error,
     }
 }
@@ -139,12 +146,15 @@ mod tests {
         raise_nothing();
         let hold = Hold::begin().unwrap();
         check().unwrap();
-        raise(Signal::SIGINT).unwrap();
+        raise(Signal::SIGTERM).unwrap();
         for _ in 0..2 {
             let error = check().unwrap_err();
-            assert!(is_interrupt(&error) && error.to_string() == "interrupted (SIGINT)", "{error}");
+            assert!(is_interrupt(&error) && error.to_string() == "interrupted (SIGTERM)", "{error}");
         }
-        assert!(is_interrupt(&instead_of(anyhow::anyhow!("the other side has ended"))));
+        let error = anyhow::anyhow!("the other side has ended").context(Outcome("it stands still".into()));
+        let said = instead_of(error);
+        assert!(is_interrupt(&said));
+        assert_eq!(Outcome::apart(&said), ("interrupted (SIGTERM)".into(), Some("it stands still".into())));
         drop(hold);
         assert!(before_more().is_err());
     }

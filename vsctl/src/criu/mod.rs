@@ -278,7 +278,8 @@ impl Session {
             }
             look()?;
         };
-        let (response, descriptors) = understand(packet).with_context(|| self.why())?;
+        let (response, descriptors) =
+            understand(packet).map_err(|error| Refusal(format!("{}: {error:#}", self.why())))?;
         if !response.success {
             let why = response.message.unwrap_or_default();
             let errno = response.errno.filter(|errno| *errno != 0);

@@ -291,6 +291,7 @@ impl Restore {
                             if let Err(error) = at(Moment::Read) {
                                 // It ends all that it has made, and what it has made for itself on the way.
                                 self.session.take_back();
+                                end_init(&self.pidfd);
                                 return Err(error);
                             }
                         }
@@ -308,7 +309,12 @@ impl Restore {
     pub fn end(&self) {
         // Gone already is as good.
         let _ = self.session.give_up();
-        let _ = self.pidfd.signal(nix::libc::SIGKILL);
-        let _ = self.pidfd.wait_exit(Some(END_MS));
+        end_init(&self.pidfd);
     }
+}
+
+fn end_init(init: &PidFd) {
+    // Gone already is as good.
+    let _ = init.signal(nix::libc::SIGKILL);
+    let _ = init.wait_exit(Some(END_MS));
 }

@@ -324,8 +324,8 @@ fn child(
 ) -> i32 {
     let name = boot.server.name.clone();
     let resumes = image.is_some();
-    let outcome = process::unblock_signals()
-        .and_then(|()| process::new_session())
+    let outcome = process::new_session()
+        .and_then(|()| process::unblock_signals())
         .map_err(Into::into)
         .and_then(|()| run(site, batch, boot.clone(), steps, image));
     let report = match &outcome {

@@ -29,20 +29,31 @@ const AT_ONCE: usize = 4096;
 
 /// How long one who waits looks away: who waits to be listened to does not hear that the other side has spoken until then, and nobody hears
 /// of a signal.
-const LOOK: Duration = Duration::from_secs(1);
+pub const LOOK: Duration = Duration::from_secs(1);
 
-/// How long the other side may be silent, and whether it was for longer. Both halves of a connection have the same.
+/// How long the other side may be silent, and why nothing is said or heard any more. Both halves of a connection have the same.
 #[derive(Debug, Clone)]
-pub struct Limit(Arc<(AtomicU64, AtomicBool)>);
+pub struct Limit(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    silence_ms: AtomicU64,
+    was_silent: AtomicBool,
+    is_given_up: AtomicBool,
+}
 
 impl Limit {
     /// At most so long.
     pub fn new(silence: Duration) -> Self {
-        Self(Arc::new((AtomicU64::new(silence.as_millis() as u64), AtomicBool::new(false))))
+        Self(Arc::new(Shared {
+            silence_ms: AtomicU64::new(silence.as_millis() as u64),
+            was_silent: AtomicBool::new(false),
+            is_given_up: AtomicBool::new(false),
+        }))
     }
 
     fn get(&self) -> Duration {
-        Duration::from_millis(self.0.0.load(Ordering::Relaxed))
+        Duration::from_millis(self.0.silence_ms.load(Ordering::Relaxed))
     }
 
     fn in_seconds(&self) -> u64 {
@@ -52,18 +63,34 @@ impl Limit {
     /// The shorter one counts for both sides. One that says none is of a version that has none.
     fn agree(&self, theirs_s: u64) {
         if theirs_s > 0 {
-            self.0.0.fetch_min(theirs_s.saturating_mul(1000), Ordering::Relaxed);
+            self.0.silence_ms.fetch_min(theirs_s.saturating_mul(1000), Ordering::Relaxed);
         }
     }
 
     /// Whether the other side was silent for longer.
     pub fn is_over(&self) -> bool {
-        self.0.1.load(Ordering::Relaxed)
+        self.0.was_silent.load(Ordering::Relaxed)
     }
 
     fn over(&self) -> io::Error {
-        self.0.1.store(true, Ordering::Relaxed);
+        self.0.was_silent.store(true, Ordering::Relaxed);
         io::Error::new(io::ErrorKind::TimedOut, Lost::Silent(self.get()))
+    }
+
+    /// Whether a wait was given up because of a signal: something may be half said.
+    pub fn is_given_up(&self) -> bool {
+        self.0.is_given_up.load(Ordering::Relaxed)
+    }
+
+    /// Goes on with a wait, unless a signal has come, to this thread or to one that waited for the same.
+    fn check(&self) -> io::Result<()> {
+        if self.is_given_up() {
+            return Err(io::Error::other("the connection was given up"));
+        }
+        interrupt::check().map_err(|interrupted| {
+            self.0.is_given_up.store(true, Ordering::Relaxed);
+            io::Error::other(interrupted)
+        })
     }
 }
 
@@ -92,7 +119,7 @@ impl Read for Heard {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let (began, limit) = (Instant::now(), self.limit.get());
         while !wait(&self.from, PollFlags::IN, LOOK.min(limit))? {
-            interrupt::check().map_err(io::Error::other)?;
+            self.limit.check()?;
             if began.elapsed() >= limit {
                 return Err(self.limit.over());
             }
@@ -106,7 +133,7 @@ impl Write for Said {
         let arrived = || rustix::io::ioctl_fionread(&self.from);
         let (mut before, mut heard) = (arrived()?, Instant::now());
         while !wait(&self.to, PollFlags::OUT, LOOK.min(self.limit.get() / TIMES))? {
-            interrupt::check().map_err(io::Error::other)?;
+            self.limit.check()?;
             let now = arrived()?;
             if now != before {
                 (before, heard) = (now, Instant::now());

@@ -15,6 +15,9 @@ use crate::site::Site;
 /// How long the other side may take for what it takes back when the connection ends.
 const END: Duration = Duration::from_secs(60);
 
+/// What is to be done when nobody answers.
+const NO_QUESTION: &str = "root must get there without a question, and vsctl be installed there";
+
 /// The command on the other host; dropped, it is told to end and waited for.
 #[derive(Debug)]
 pub struct Link {
@@ -56,7 +59,10 @@ impl Link {
             Ok(hello) => Ok((link, hello)),
             Err(error) => Err(match error.downcast_ref::<Lost>().copied() {
                 Some(Lost::Ended) => link.unanswered(),
-                Some(Lost::Silent(_)) => error.context(format!("wait for an answer of `{}`", link.line)),
+                Some(Lost::Silent(_)) => {
+                    let message = format!("wait for an answer of `{}`: {error:#}", link.line);
+                    Failure::new(Exit::Failed, message).hint(NO_QUESTION).into()
+                }
                 None => error,
             }),
         }
@@ -67,7 +73,8 @@ impl Link {
     /// # Errors
     /// When it has been closed, or nobody is at its other end.
     pub fn channel(&mut self) -> Result<&mut Connection> {
-        self.channel.as_mut().filter(|_| !self.limit.is_over()).ok_or_else(|| anyhow!("the connection is closed"))
+        let is_usable = !self.limit.is_over() && !self.limit.is_given_up();
+        self.channel.as_mut().filter(|_| is_usable).ok_or_else(|| anyhow!("the connection is closed"))
     }
 
     /// Says that somebody works here ([`Connection::alive`]).
@@ -80,9 +87,7 @@ impl Link {
         self.channel = None;
         let ended = self.child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
         let message = format!("`{}` has ended without an answer ({ended})", self.line);
-        Failure::new(Exit::Failed, message)
-            .hint("root must get there without a question, and vsctl be installed there")
-            .into()
+        Failure::new(Exit::Failed, message).hint(NO_QUESTION).into()
     }
 }
 

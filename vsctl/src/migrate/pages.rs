@@ -8,9 +8,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::alive::Connection;
+use super::alive::{Connection, LOOK};
 use super::wire::{Frame, Lost, Message, PIECE, unexpected};
 use crate::criu::Pages;
+use crate::interrupt;
 
 /// One side's end.
 #[derive(Debug)]
@@ -119,7 +120,7 @@ impl Relay {
         }
     }
 
-    /// Waits, as long as the other side may be silent, and says what can be read: the connection, CRIU's word, its end, the other thing.
+    /// Waits, as long as the other side may be silent and nobody interrupts it, and says what can be read: the connection, CRIU's word, its end, the other thing.
     fn wait(&self, channel: &mut Connection, other: Option<BorrowedFd<'_>>) -> Result<[bool; 4]> {
         let limit = channel.silence();
         let mut polled = vec![PollFd::from_borrowed_fd(channel.incoming(), PollFlags::IN)];
@@ -137,10 +138,13 @@ impl Relay {
         if let Some(other) = other {
             add(3, other);
         }
-        let limit =
-            rustix::event::Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) };
-        if poll(&mut polled, Some(&limit)).context("wait for memory")? == 0 {
-            return Err(channel.is_silent());
+        let (began, look) = (Instant::now(), limit.min(LOOK));
+        let look = rustix::event::Timespec { tv_sec: look.as_secs() as i64, tv_nsec: i64::from(look.subsec_nanos()) };
+        while poll(&mut polled, Some(&look)).context("wait for memory")? == 0 {
+            interrupt::check()?;
+            if began.elapsed() >= limit {
+                return Err(channel.is_silent());
+            }
         }
         let mut happened = [false; 4];
         for (polled, index) in polled.iter().zip(which) {

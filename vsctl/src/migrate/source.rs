@@ -469,8 +469,10 @@ impl<'a> Departure<'a> {
         }
         self.moment()?;
         progress.phase("waiting for the disk", None);
-        self.ask(&Message::Whole, &Message::Prepared)?;
-        self.is_prepared = true;
+        let told = self.ask(&Message::Whole, &Message::Prepared);
+        // A target that is at it does not look meanwhile whether anybody is still there.
+        self.is_prepared = told.is_ok() || interrupt::check().is_err();
+        told?;
         self.moment()?;
         interrupt::check()?;
         if found.runs && found.is_whole {
@@ -625,7 +627,15 @@ impl<'a> Departure<'a> {
     }
 
     fn abort(&mut self) -> Result<()> {
-        self.ask(&Message::Abort(self.deal.clone()), &Message::Aborted)
+        self.link.channel()?.send(&Message::Abort(self.deal.clone()))?;
+        loop {
+            match self.hear()? {
+                Message::Aborted => return Ok(()),
+                // What nobody waited for any more.
+                Message::Prepared | Message::Restored => {}
+                other => return Err(unexpected(&other)),
+            }
+        }
     }
 
     /// Has the target forget it, and waits for that: the end of the connection is enough until all is on its disk.
