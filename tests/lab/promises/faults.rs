@@ -65,7 +65,8 @@ pub fn faults_of_the_other_host_leave_it_at_one(lab: &Lab<'_>) -> Result<()> {
 /// How much `said` tells of with `word`, in MiB: before it, or behind it if it ends with a colon and a space.
 fn told(said: &str, word: &str) -> Result<f64> {
     let (before, after) = said.split_once(word).with_context(|| format!("nothing is told of {word:?}: {said}"))?;
-    let size = if word.ends_with(": ") { after.split(' ').next() } else { before.trim_end().rsplit(' ').next() };
+    let size =
+        if word.ends_with(": ") { after.split_whitespace().next() } else { before.split_whitespace().next_back() };
     let size = size.unwrap_or_default();
     let factor = [("K", 1.0 / 1024.0), ("M", 1.0)]
         .into_iter()
