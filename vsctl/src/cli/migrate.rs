@@ -44,7 +44,7 @@ pub struct Args {
     fallback: bool,
     /// With --live, for how many seconds it may stand still: memory is sent round by round until no more than that is expected. What more rounds
     /// do not lead to is said, and it goes all the same.
-    #[arg(long, value_name = "S", default_value = "1", value_parser = seconds, requires = "live")]
+    #[arg(long, value_name = "S", default_value = "1", value_parser = seconds, conflicts_with_all = ["offline", "near_live"])]
     max_downtime: Duration,
     /// With --offline, seconds for an orderly shutdown; after them it is killed.
     #[arg(long, value_name = "S", default_value = "60")]
