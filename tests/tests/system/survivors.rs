@@ -165,6 +165,9 @@ fn a_login_on_the_console_goes_on(site: &Site, template: &str) -> Result<()> {
     let draft = site.template(template)?.server("web1").with("--migratable --password-stdin");
     site.keep(site.vsctl(draft.command()).input("open sesame\n"))?.success()?;
     let server = Server::adopt(site, "web1").start()?;
+    if template != "busybox" {
+        server.booted()?;
+    }
     let dialogue = |steps: &[(&str, &str)]| -> Result<()> {
         let mut console = server.terminal(&["console", "web1"])?;
         for (typed, shown) in steps {
@@ -174,7 +177,8 @@ fn a_login_on_the_console_goes_on(site: &Site, template: &str) -> Result<()> {
         Ok(())
     };
     let pause = || site.ok(["suspend", "web1"]).and_then(|_| site.ok(["resume", "web1"])).map(drop);
-    dialogue(&[("\r", "login:"), ("root\r", "assword:")])?;
+    // Shown to who comes later, too: an empty line would have it written anew, and what is typed meanwhile thrown away.
+    dialogue(&[("", "login:"), ("root\r", "assword:")])?;
     pause()?;
     dialogue(&[("open sesame\r", "web1"), ("word=kept; echo set-$((40+2))\r", "set-42")])?;
     if template == "busybox" {
@@ -191,7 +195,7 @@ fn a_login_on_the_console_goes_on(site: &Site, template: &str) -> Result<()> {
         ("exit\r", "login:"),
     ])?;
     pause()?;
-    dialogue(&[("\r", "login:")])
+    dialogue(&[("", "login:")])
 }
 
 /// What is set for the server, and what its systemd has set for a service. (What they have used is counted anew.)
