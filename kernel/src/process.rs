@@ -37,6 +37,8 @@ pub struct Stat {
     pub parent: i32,
     /// Its session: the pid of who began it (field 6).
     pub session: i32,
+    /// The process group in the foreground of its terminal; -1 without one (field 8).
+    pub foreground: i32,
     /// When it started, in clock ticks since boot: with the pid it names a process for ever (field 22).
     pub start_ticks: u64,
     /// How it ended, once it has (field 52; 0 for who may not trace it).
@@ -79,6 +81,7 @@ fn parse_stat(stat: &[u8]) -> Option<Stat> {
         has_ended: matches!(*fields.first()?, "Z" | "X"),
         parent: fields.get(4 - 3)?.parse().ok()?,
         session: fields.get(6 - 3)?.parse().ok()?,
+        foreground: fields.get(8 - 3)?.parse().ok()?,
         start_ticks: fields.get(22 - 3)?.parse().ok()?,
         status: ExitStatus::from_raw(fields.get(52 - 3)?.parse().ok()?),
     })
@@ -326,7 +329,7 @@ mod tests {
         };
         let living = parse_stat(line("S", "0").as_bytes()).unwrap();
         assert!(!living.has_ended && living.start_ticks == 4242);
-        assert_eq!((living.parent, living.session), (1, 17));
+        assert_eq!((living.parent, living.session, living.foreground), (1, 17, -1));
         let ended = parse_stat(line("Z", "1").as_bytes()).unwrap();
         assert!(ended.has_ended && ended.status.signal() == Some(1));
         assert_eq!(parse_stat(b"17 (short) S 1"), None);

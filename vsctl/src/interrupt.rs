@@ -106,10 +106,7 @@ pub fn instead_of(error: anyhow::Error) -> anyhow::Error {
     match check().and_then(|()| before_more()) {
         Err(interrupted) if !is_interrupt(&error) => {
             log::info!("{error:#}");
-            match error.downcast_ref() {
-                Some(Outcome(outcome)) => interrupted.context(Outcome(outcome.clone())),
-                None => interrupted,
-            }
+            Outcome::beside(interrupted, Outcome::apart(&error).1)
         }
         _ => error,
     }

@@ -24,6 +24,7 @@ use system_tests::{
 
 promises![
     a_connection_goes_on_after_resume,
+    a_console_goes_on_after_resume,
     neighbours_are_told_where_it_is,
     a_damaged_checkpoint_starts_nothing,
     what_cannot_be_dumped_is_named_and_goes_on,
@@ -161,6 +162,18 @@ fn a_connection_goes_on_after_resume(site: &Site) -> Result<()> {
 
 fn stream_later(stream: &mut TcpStream, bytes: &[u8]) -> Result<()> {
     stream.write_all(bytes).context("send into the void")
+}
+
+fn a_console_goes_on_after_resume(site: &Site) -> Result<()> {
+    let server = counting(site, "busybox")?;
+    site.ok(["suspend", "web1"])?;
+    site.ok(["resume", "web1"])?;
+    let mut console = server.terminal(&["console", "web1"])?;
+    server.sh("echo written-to-the-console >/dev/console")?;
+    console.expect("written-to-the-console")?;
+    console.send("\r")?;
+    console.expect("login:")?;
+    Ok(())
 }
 
 /// RFC 5227, 2.3, and RFC 4861, 7.2.6: where it has come to, those know it who have not asked.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use kernel::mount::{Attributes, FileSystem, MountInfo, parse_mountinfo};
 use kernel::namespace::{self, Kinds};
-use kernel::process::PidFd;
+use kernel::process::{self, PidFd};
 use nix::libc;
 use rustix::fs::{Dir, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketType, sockopt};
@@ -431,20 +431,7 @@ fn kind_of_file(pid: i32, path: &Path, link: &str) -> Option<&'static str> {
 
 /// Whether process `pid` leads its session, and its group has the terminal (criu: `tty_verify_ctty` of `criu/tty.c`).
 fn leads_foreground(pid: i32) -> bool {
-    let numbers = || {
-        let stat = processes::text(pid, "stat").ok()?;
-        // Behind the name, which may hold anything: state, parent, group, session, terminal, foreground group (proc_pid_stat(5)).
-        let fields: Vec<i32> = stat
-            .rsplit_once(')')?
-            .1
-            .split_whitespace()
-            .skip(2)
-            .take(4)
-            .filter_map(|field| field.parse().ok())
-            .collect();
-        <[i32; 4]>::try_from(fields).ok()
-    };
-    numbers().is_some_and(|[_, session, _, foreground]| session == pid && foreground == pid)
+    process::stat(pid).is_ok_and(|stat| stat.session == pid && stat.foreground == pid)
 }
 
 /// Character devices that CRIU restores (criu: `dump_one_file` of `criu/files.c`, `criu/tty.c`): memory, as null and random, terminals and

@@ -64,6 +64,14 @@ impl Outcome {
         let causes = error.chain().map(ToString::to_string).filter(|cause| Some(cause) != outcome.as_ref());
         (causes.collect::<Vec<_>>().join(": "), outcome)
     }
+
+    /// An error that is told in the place of another, with the `outcome` of that.
+    pub fn beside(error: anyhow::Error, outcome: Option<String>) -> anyhow::Error {
+        match outcome {
+            Some(outcome) => error.context(Self(outcome)),
+            None => error,
+        }
+    }
 }
 
 impl fmt::Display for Outcome {

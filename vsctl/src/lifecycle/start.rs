@@ -288,10 +288,7 @@ impl Starting {
                 None => failure,
             };
             let error = anyhow!(failure).context(failed());
-            return Err(match report.outcome {
-                Some(outcome) => error.context(execute::Outcome(outcome)),
-                None => error,
-            });
+            return Err(execute::Outcome::beside(error, report.outcome));
         }
         match self.until {
             Until::Ready => wait_ready(site, &self.name),
@@ -411,12 +408,11 @@ fn damaged(world: &World<'_>, error: anyhow::Error) -> anyhow::Error {
     if !criu::has_refused(&error) {
         return error;
     }
-    match (world.compared(), error.downcast_ref()) {
+    match world.compared() {
         // One that could not look has no advice.
-        (Err(damaged), outcome) if failure::hint_of(&damaged).is_some() => match outcome {
-            Some(execute::Outcome(outcome)) => damaged.context(execute::Outcome(outcome.clone())),
-            None => damaged,
-        },
+        Err(damaged) if failure::hint_of(&damaged).is_some() => {
+            execute::Outcome::beside(damaged, execute::Outcome::apart(&error).1)
+        }
         _ => error,
     }
 }

@@ -114,10 +114,7 @@ fn hinted(error: &anyhow::Error, next: Rung) -> anyhow::Error {
     let own = failure::hint_of(error).map(|hint| format!("{hint}; or ")).unwrap_or_default();
     let hint = format!("{own}`--fallback` tries {next} by itself");
     let hinted = anyhow::Error::new(Failure::new(failure::exit_of(error), sentence).hint(hint));
-    match outcome {
-        Some(outcome) => hinted.context(Outcome(outcome)),
-        None => hinted,
-    }
+    Outcome::beside(hinted, outcome)
 }
 
 #[cfg(test)]

@@ -98,6 +98,7 @@ mod tests {
             has_ended: false,
             parent,
             session,
+            foreground: -1,
             start_ticks: 1,
             status: ExitStatus::from_raw(0),
         };
