@@ -177,8 +177,9 @@ fn a_login_on_the_console_goes_on(site: &Site, template: &str) -> Result<()> {
         Ok(())
     };
     let pause = || site.ok(["suspend", "web1"]).and_then(|_| site.ok(["resume", "web1"])).map(drop);
-    // Shown to who comes later, too: an empty line would have it written anew, and what is typed meanwhile thrown away.
-    dialogue(&[("", "login:"), ("root\r", "assword:")])?;
+    // A booted agetty has written it, and would throw away what is typed while it answers an empty line.
+    let first = if template == "busybox" { "\r" } else { "" };
+    dialogue(&[(first, "login:"), ("root\r", "assword:")])?;
     pause()?;
     dialogue(&[("open sesame\r", "web1"), ("word=kept; echo set-$((40+2))\r", "set-42")])?;
     if template == "busybox" {
@@ -195,7 +196,7 @@ fn a_login_on_the_console_goes_on(site: &Site, template: &str) -> Result<()> {
         ("exit\r", "login:"),
     ])?;
     pause()?;
-    dialogue(&[("", "login:")])
+    dialogue(&[("\r", "login:")])
 }
 
 /// What is set for the server, and what its systemd has set for a service. (What they have used is counted anew.)
