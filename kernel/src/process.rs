@@ -17,7 +17,7 @@ use std::process::ExitStatus;
 use nix::unistd::{Gid, Uid};
 use rustix::process::{DumpableBehavior, Pid, Resource, WaitOptions};
 
-pub use fork::{CloneOptions, Fork, fork, wait_for_joined_thread, wait_for_joined_threads};
+pub use fork::{CloneOptions, Fork, fork, fork_plainly, wait_for_joined_thread, wait_for_joined_threads};
 pub use memory::Memory;
 pub use pidfd::PidFd;
 pub use settings::{
@@ -152,6 +152,12 @@ pub fn set_parent_death_signal(signal: i32) -> Result<()> {
 /// masks or of `mask`, whichever is less (sched_getaffinity(2)). EINVAL: `mask` is too short. ESRCH: no such thread.
 pub fn affinity(thread: i32, mask: &mut [u64]) -> Result<usize> {
     sys::sched_getaffinity(thread, mask).during("read affinity of", format_args!("thread {thread}"))
+}
+
+/// Sends a process any signal (kill(2)). `pid` must be a child that was not waited for, whose number is nobody else's; for
+/// others there is [`PidFd`].
+pub fn signal_child(pid: i32, signal: i32) -> Result<()> {
+    sys::kill(pid, signal).during("send signal", format_args!("{signal} to pid {pid}"))
 }
 
 /// Orphans below the caller become its children instead of init's.

@@ -49,24 +49,17 @@ pub(crate) fn clone3(flags: u64, exit_signal: c_int, cgroup: Option<BorrowedFd<'
     Ok(Some((pid as i32, pidfd)))
 }
 
-/// The same by clone(2), for a process whose seccomp filter answers ENOSYS to clone3(2) as filters do that must look at the
-/// flags. `flags` must fit the older call: the low byte is the exit signal's, and there is no birth in a cgroup.
-pub(crate) fn clone(flags: u64, exit_signal: c_int) -> io::Result<Cloned> {
-    const REFUSED: u64 = (libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VFORK) as u64 | 0xff;
-    if flags & REFUSED != 0 || flags > u64::from(u32::MAX) {
-        return Err(io::Error::from_raw_os_error(libc::ENOSYS));
-    }
-    let mut pidfd: c_int = -1;
-    let flags = flags | libc::CLONE_PIDFD as u64 | exit_signal as u64;
-    // SAFETY: without CLONE_VM and with stack 0 the child runs on its own copy of this stack, as after fork(2); the third
-    // argument is where CLONE_PIDFD stores the descriptor (clone(2)), the others are not used.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, &raw mut pidfd, 0usize, 0usize) })?;
-    if pid == 0 {
-        return Ok(None);
-    }
-    // SAFETY: the kernel stored a new descriptor that nobody else owns.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Some((pid as i32, pidfd)))
+/// fork(2): `None` in the child, the child's pid in the parent. The caller must be single-threaded, as for [`clone3`].
+pub(crate) fn fork() -> io::Result<Option<i32>> {
+    // SAFETY: the child runs on its own copy of all memory, and `process::fork_plainly` sees to it that there was one thread.
+    let pid = check(unsafe { libc::fork() }.into())?;
+    Ok((pid != 0).then_some(pid as i32))
+}
+
+/// kill(2) with any signal number; rustix and nix take only the named ones.
+pub(crate) fn kill(pid: i32, signal: c_int) -> io::Result<()> {
+    // SAFETY: no memory is touched.
+    check(unsafe { libc::kill(pid, signal) }.into()).map(drop)
 }
 
 /// `CLONE_INTO_CGROUP` of linux/sched.h; libc's constant is a c_int, which it does not fit.

@@ -65,7 +65,7 @@ pub struct Spec {
     /// Started by `vsctl autostart`.
     #[serde(default, skip_serializing_if = "is_false")]
     pub autostart: bool,
-    /// Refuses inside what a checkpoint cannot hold (nested namespaces, io_uring, bpf).
+    /// Refuses inside what a checkpoint cannot hold (nested namespaces, io_uring, bpf, MPTCP, pidfds).
     #[serde(default, skip_serializing_if = "is_false")]
     pub migratable: bool,
     /// What the system calls say that tell of a machine.

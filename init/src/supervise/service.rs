@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kernel::process::PidFd;
+use kernel::process::signal_child;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use rustix::fs::OFlags;
@@ -160,8 +160,8 @@ impl Service {
 
     fn signal(&self, number: i32) {
         let Some(pid) = self.pid else { return };
-        // It is our child and was not collected yet, so the number is still its own.
-        if let Err(error) = PidFd::open(pid).and_then(|process| process.signal(number)) {
+        // It was not collected yet. Servers that shall be migrated have no pidfds.
+        if let Err(error) = signal_child(pid, number) {
             log::debug!("{}: {error}", self.name);
         }
     }

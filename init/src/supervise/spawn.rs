@@ -11,7 +11,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use init::accounts;
-use kernel::process::{self, CloneOptions, Fork, fork};
+use kernel::process::{self, fork_plainly};
 use rustix::process::{Rlimit, setrlimit};
 
 use crate::failure::{During, Failure, Result, chain};
@@ -57,10 +57,9 @@ pub fn spawn(
         std::os::unix::fs::chown(path, Some(identity.uid), Some(identity.gid))
             .during(|| "give the notify socket to the user".into())?;
     }
-    let made = fork(&CloneOptions::default()).during(|| "cannot make a process".into())?;
-    match made {
-        Fork::Parent { pid, .. } => Ok(pid),
-        Fork::Child => become_program(&plan),
+    match fork_plainly().during(|| "cannot make a process".into())? {
+        Some(pid) => Ok(pid),
+        None => become_program(&plan),
     }
 }
 

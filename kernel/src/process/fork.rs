@@ -46,15 +46,18 @@ pub fn fork(options: &CloneOptions) -> Result<Fork> {
         // The kernel takes the caller's own signal and wants none here (clone(2)).
         exit_signal = 0;
     }
-    let mut made = sys::clone3(flags, exit_signal, options.cgroup.as_ref().map(AsFd::as_fd));
-    // Our own filter for servers that shall be migrated refuses clone3, whose flags it cannot see.
-    if options.cgroup.is_none() && made.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOSYS)) {
-        made = sys::clone(flags, exit_signal);
-    }
+    let made = sys::clone3(flags, exit_signal, options.cgroup.as_ref().map(AsFd::as_fd));
     Ok(match made.during("fork", format_args!("child with new namespaces {:?}", options.namespaces))? {
         Some((pid, pidfd)) => Fork::Parent { pid, pidfd: PidFd::from(pidfd) },
         None => Fork::Child,
     })
+}
+
+/// Forks as [`fork`] does, by fork(2): under our filter for servers that shall be migrated, which knows neither clone3(2) nor
+/// pidfds. The child's pid in the caller, `None` in the child.
+pub fn fork_plainly() -> Result<Option<i32>> {
+    refuse_threads()?;
+    sys::fork().during("fork", "child")
 }
 
 /// Waits until threads that have been joined are gone, which is a moment later: [`fork`] is refused until then.

@@ -1,5 +1,6 @@
 //! Classic BPF for seccomp: a search tree over system-call numbers (linux/filter.h, linux/seccomp.h).
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::sys::ClassicInstruction;
@@ -47,18 +48,25 @@ pub(super) enum Verdict {
     Ask,
     /// It fails with `errno` when the low half of argument `argument` has one of `bits`.
     FailOnBits { argument: u32, bits: u32, errno: i32 },
-    /// It fails with `errno` when the low half of argument `argument` is `value`.
-    FailOnValue { argument: u32, value: u32, errno: i32 },
+    /// It fails with `errno` when the low half of each argument named is the value beside it.
+    FailOnValues { arguments: &'static [(u32, u32)], errno: i32 },
 }
 
-/// A program from the tables of both architectures. The tables need not be sorted; a number counts once, the first time.
+impl Verdict {
+    fn is_final(self) -> bool {
+        matches!(self, Verdict::Fail(_) | Verdict::Ask)
+    }
+}
+
+/// A program from the tables of both architectures. The tables need not be sorted; of the verdicts on one number the first
+/// that applies counts.
 pub(super) fn assemble(x86_64: &[(u32, Verdict)], i386: &[(u32, Verdict)]) -> Vec<ClassicInstruction> {
     // x32 shares the table: its bit is taken off first. A native call of 512 or more does not exist, so what is said about
     // those numbers says nothing about x86_64. (It holds for -1, too, that a tracer writes to skip a call: not in the table.)
     let mut native = vec![load(NUMBER_AT), step(AND, !X32_BIT)];
-    native.extend(tree(&sorted(x86_64)));
+    native.extend(tree(&by_number(x86_64)));
     let mut foreign = vec![load(NUMBER_AT)];
-    foreign.extend(tree(&sorted(i386)));
+    foreign.extend(tree(&by_number(i386)));
 
     let mut program = vec![load(ARCHITECTURE_AT), test(IF_EQUAL, X86_64, 1, 0)];
     // An unconditional jump reaches farther than the 255 of a comparison.
@@ -70,20 +78,23 @@ pub(super) fn assemble(x86_64: &[(u32, Verdict)], i386: &[(u32, Verdict)]) -> Ve
     program
 }
 
-fn sorted(table: &[(u32, Verdict)]) -> Vec<(u32, Verdict)> {
-    let mut sorted = table.to_vec();
-    // Stable, so of two entries for one number the first stays.
-    sorted.sort_by_key(|(number, _)| *number);
-    sorted.dedup_by_key(|(number, _)| *number);
-    sorted
+fn by_number(table: &[(u32, Verdict)]) -> Vec<(u32, Vec<Verdict>)> {
+    let mut numbers: BTreeMap<u32, Vec<Verdict>> = BTreeMap::new();
+    for (number, verdict) in table {
+        let verdicts = numbers.entry(*number).or_default();
+        if !verdicts.last().is_some_and(|last| last.is_final()) {
+            verdicts.push(*verdict);
+        }
+    }
+    numbers.into_iter().collect()
 }
 
 /// Halves the table until few are left; the number is in the accumulator. Every path ends in a return.
-fn tree(table: &[(u32, Verdict)]) -> Vec<ClassicInstruction> {
+fn tree(table: &[(u32, Vec<Verdict>)]) -> Vec<ClassicInstruction> {
     // Three comparisons in a row cost what two more levels would.
     const LEAF: usize = 3;
     if table.len() <= LEAF {
-        let mut code: Vec<_> = table.iter().flat_map(|(number, verdict)| leaf(*number, *verdict)).collect();
+        let mut code: Vec<_> = table.iter().flat_map(|(number, verdicts)| leaf(*number, verdicts)).collect();
         code.push(step(RETURN, ALLOW));
         return code;
     }
@@ -96,27 +107,41 @@ fn tree(table: &[(u32, Verdict)]) -> Vec<ClassicInstruction> {
     code
 }
 
-/// `if number: verdict`, else falls through with the accumulator untouched.
-fn leaf(number: u32, verdict: Verdict) -> Vec<ClassicInstruction> {
-    let fail = |errno: i32| step(RETURN, ERRNO | errno as u32);
-    let body = match verdict {
-        Verdict::Fail(errno) => vec![fail(errno)],
-        Verdict::Ask => vec![step(RETURN, ASK)],
-        Verdict::FailOnBits { argument, bits, errno } => {
-            on_argument(argument, test(IF_ANY_BIT, bits, 0, 1), fail(errno))
-        }
-        Verdict::FailOnValue { argument, value, errno } => {
-            on_argument(argument, test(IF_EQUAL, value, 0, 1), fail(errno))
-        }
-    };
-    let mut code = vec![test(IF_EQUAL, number, 0, body.len() as u8)];
+/// `if number: the first verdict that applies`, else falls through with the accumulator untouched.
+fn leaf(number: u32, verdicts: &[Verdict]) -> Vec<ClassicInstruction> {
+    let mut body: Vec<_> = verdicts.iter().flat_map(|verdict| judge(*verdict)).collect();
+    if !verdicts.last().is_some_and(|last| last.is_final()) {
+        body.push(step(RETURN, ALLOW));
+    }
+    let distance = u8::try_from(body.len()).expect("few verdicts on one number: a test compiles every profile");
+    let mut code = vec![test(IF_EQUAL, number, 0, distance)];
     code.extend(body);
     code
 }
 
+/// Returns when the verdict applies, else falls through, the accumulator overwritten.
+fn judge(verdict: Verdict) -> Vec<ClassicInstruction> {
+    let fail = |errno: i32| step(RETURN, ERRNO | errno as u32);
+    match verdict {
+        Verdict::Fail(errno) => vec![fail(errno)],
+        Verdict::Ask => vec![step(RETURN, ASK)],
+        Verdict::FailOnBits { argument, bits, errno } => {
+            vec![load_argument(argument), test(IF_ANY_BIT, bits, 0, 1), fail(errno)]
+        }
+        Verdict::FailOnValues { arguments, errno } => {
+            // Two instructions for each argument still to come, and the return, are jumped over.
+            let compare = |(at, (argument, value)): (usize, &(u32, u32))| {
+                let over = 2 * (arguments.len() - 1 - at) + 1;
+                [load_argument(*argument), test(IF_EQUAL, *value, 0, over as u8)]
+            };
+            arguments.iter().enumerate().flat_map(compare).chain([fail(errno)]).collect()
+        }
+    }
+}
+
 /// Little-endian: the low half of an argument comes first. The calls in question take 32 bits of it (or refuse the rest).
-fn on_argument(argument: u32, condition: ClassicInstruction, fail: ClassicInstruction) -> Vec<ClassicInstruction> {
-    vec![load(ARGUMENTS_AT + 8 * argument), condition, fail, step(RETURN, ALLOW)]
+fn load_argument(argument: u32) -> ClassicInstruction {
+    load(ARGUMENTS_AT + 8 * argument)
 }
 
 fn load(offset: u32) -> ClassicInstruction {
@@ -189,6 +214,25 @@ mod tests {
 018: allow
 ";
         assert_eq!(dump(&program), expected);
+    }
+
+    #[test]
+    fn the_first_verdict_that_applies_counts() {
+        let values = Verdict::FailOnValues { arguments: &[(1, 5), (2, 6)], errno: 1 };
+        let bits = Verdict::FailOnBits { argument: 0, bits: 4, errno: 2 };
+        let program = assemble(&[(9, values), (9, bits), (8, bits), (8, Verdict::Fail(3)), (8, Verdict::Ask)], &[]);
+        let answer = |number, arguments: [u64; 3]| {
+            let arguments = [arguments[0], arguments[1], arguments[2], 0, 0, 0];
+            run(&program, &Call { architecture: X86_64, number, arguments }).0
+        };
+        assert_eq!(answer(9, [4, 5, 6]), ERRNO | 1);
+        assert_eq!(answer(9, [4, 5, 7]), ERRNO | 2);
+        assert_eq!(answer(9, [4, 6, 6]), ERRNO | 2);
+        assert_eq!(answer(9, [3, 5, 7]), ALLOW);
+        assert_eq!(answer(9, [3, 7, 6]), ALLOW);
+        assert_eq!(answer(8, [4, 0, 0]), ERRNO | 2);
+        assert_eq!(answer(8, [3, 0, 0]), ERRNO | 3);
+        assert_eq!(answer(7, [4, 5, 6]), ALLOW);
     }
 
     proptest! {

@@ -10,7 +10,8 @@ use crate::{Result, sys};
 /// Which filter a server gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
-    /// Also refuse what a checkpoint could not save: nested namespaces other than mount and net, io_uring, BPF programs, MPTCP.
+    /// Also refuse what a checkpoint could not save: nested namespaces other than mount and net, io_uring, BPF programs, MPTCP,
+    /// pidfds.
     pub migratable: bool,
     /// Refuse only what changes the host as a whole, for servers that are trusted with it.
     pub privileged: bool,
@@ -81,12 +82,25 @@ const IO_URING_SETUP: Numbers = both(425, 425);
 const CLONE: Numbers = both(56, 120);
 const CLONE3: Numbers = both(435, 435);
 const UNSHARE: Numbers = both(272, 310);
+const PIDFD_OPEN: Numbers = both(434, 434);
+const WAITID: Numbers = both(247, 284);
+const GETSOCKOPT: Numbers = both(55, 365);
+const SETSOCKOPT: Numbers = both(54, 366);
 const IOCTL: Numbers = both(16, 54);
-/// x32 has its own number for ioctl.
+/// x32 has its own numbers for these.
+const WAITID_X32: Numbers = (Some(529), None);
+const SETSOCKOPT_X32: Numbers = (Some(541), None);
+const GETSOCKOPT_X32: Numbers = (Some(542), None);
 const IOCTL_X32: Numbers = (Some(514), None);
 
 /// Puts a character into the input of a terminal: a way out over a terminal shared with the host.
 const TIOCSTI: u32 = 0x5412;
+
+/// Of linux/wait.h: wait for the process of a pidfd.
+const P_PIDFD: u32 = 3;
+/// Of asm-generic/socket.h: a pidfd with each message, and that of the peer.
+const SO_PASSPIDFD: u32 = 76;
+const SO_PEERPIDFD: u32 = 77;
 
 /// Namespaces that cannot be restored when they are nested (mount and net can).
 const NESTED: u32 =
@@ -151,7 +165,7 @@ fn rules(profile: &Profile) -> Vec<(Numbers, Verdict)> {
         list.iter().map(|(_, numbers)| (*numbers, Verdict::Fail(errno))).collect()
     };
     rules.extend(refuse(HOST, libc::EPERM));
-    let inject = Verdict::FailOnValue { argument: 1, value: TIOCSTI, errno: libc::EPERM };
+    let inject = Verdict::FailOnValues { arguments: &[(1, TIOCSTI)], errno: libc::EPERM };
     rules.extend([(IOCTL, inject), (IOCTL_X32, inject)]);
     if !profile.privileged {
         rules.extend(refuse(WIDE, libc::EPERM));
@@ -159,6 +173,7 @@ fn rules(profile: &Profile) -> Vec<(Numbers, Verdict)> {
     }
     if profile.migratable {
         rules.extend(migratable_rules());
+        rules.extend(without_pidfds());
     }
     if profile.listened {
         rules.extend([SYSINFO, SCHED_GETAFFINITY].map(|numbers| (numbers, Verdict::Ask)));
@@ -179,7 +194,29 @@ fn migratable_rules() -> [(Numbers, Verdict); 6] {
         (BPF, Verdict::Fail(libc::EPERM)),
         // As a kernel without it says: programs then take TCP. Those in Go, from 1.24 on, ask for this whenever they listen. What 32-bit
         // programs ask for by socketcall(2) is behind a pointer.
-        (SOCKET, Verdict::FailOnValue { argument: 2, value: libc::IPPROTO_MPTCP as u32, errno: libc::EPROTONOSUPPORT }),
+        (SOCKET, Verdict::FailOnValues { arguments: &[(2, libc::IPPROTO_MPTCP as u32)], errno: libc::EPROTONOSUPPORT }),
+    ]
+}
+
+/// As a kernel without pidfds says, each in its own way (clone3(2) is refused anyway).
+///
+/// CRIU gives a pidfd back, but not its inode's number, by which Linux from 6.9 on tells one process from another: there is
+/// no way to ask for one. systemd, from 257 on, keeps these numbers, and after a resume took no notice of what its services
+/// told it: three minutes later its watchdog killed them. Without pidfds it goes by pids, which come back as they were.
+fn without_pidfds() -> [(Numbers, Verdict); 8] {
+    const SOCKET_LEVEL: (u32, u32) = (1, libc::SOL_SOCKET as u32);
+    let wait = Verdict::FailOnValues { arguments: &[(0, P_PIDFD)], errno: libc::EINVAL };
+    let pass = Verdict::FailOnValues { arguments: &[SOCKET_LEVEL, (2, SO_PASSPIDFD)], errno: libc::ENOPROTOOPT };
+    let peer = Verdict::FailOnValues { arguments: &[SOCKET_LEVEL, (2, SO_PEERPIDFD)], errno: libc::ENOPROTOOPT };
+    [
+        (PIDFD_OPEN, Verdict::Fail(libc::ENOSYS)),
+        (CLONE, Verdict::FailOnBits { argument: 0, bits: libc::CLONE_PIDFD as u32, errno: libc::EINVAL }),
+        (WAITID, wait),
+        (WAITID_X32, wait),
+        (SETSOCKOPT, pass),
+        (SETSOCKOPT_X32, pass),
+        (GETSOCKOPT, peer),
+        (GETSOCKOPT_X32, peer),
     ]
 }
 
@@ -339,6 +376,33 @@ mod tests {
     }
 
     #[test]
+    fn migratable_servers_have_no_pidfds() {
+        let socket = libc::SOL_SOCKET as u64;
+        let cases = [
+            // (x86_64, x32, i386), arguments, what it says, arguments with which it is allowed
+            ([247, 529, 284], [3, 9, 0], libc::EINVAL, [1, 3, 3]),
+            ([54, 541, 366], [9, socket, 76], libc::ENOPROTOOPT, [9, socket, 77]),
+            // IPV6_RECVFRAGSIZE has the number of SO_PEERPIDFD.
+            ([55, 542, 365], [9, socket, 77], libc::ENOPROTOOPT, [9, libc::IPPROTO_IPV6 as u64, 77]),
+            ([56, 56, 120], [0x1000 | libc::SIGCHLD as u64, 0, 0], libc::EINVAL, [libc::SIGCHLD as u64, 0, 0]),
+        ];
+        for (numbers, refused, errno, allowed) in cases {
+            for (architecture, number) in [(X86_64, numbers[0]), (X86_64, numbers[1] | X32_BIT), (I386, numbers[2])] {
+                let answer = |profile, [one, two, three]: [u64; 3]| {
+                    ask_with(profile, architecture, number, [one, two, three, 0, 0, 0]).0
+                };
+                assert_eq!(answer(MIGRATABLE, refused), Some(errno), "{number}");
+                assert_eq!(answer(MIGRATABLE, allowed), None, "{number}");
+                assert_eq!(answer(PLAIN, refused), None, "{number}");
+            }
+        }
+        for (architecture, number) in [(X86_64, 434), (X86_64, 434 | X32_BIT), (I386, 434)] {
+            assert_eq!(answer(MIGRATABLE, architecture, number), Some(libc::ENOSYS));
+            assert_eq!(answer(PLAIN, architecture, number), None);
+        }
+    }
+
+    #[test]
     fn a_thread_is_not_a_namespace() {
         let thread = (libc::CLONE_VM
             | libc::CLONE_FS
@@ -356,7 +420,7 @@ mod tests {
     fn the_common_path_is_short() {
         for profile in ALL {
             let filter = Filter::compile(&profile);
-            assert!(filter.program.len() < 256, "{} instructions", filter.program.len());
+            assert!(filter.program.len() < 320, "{} instructions", filter.program.len());
             // read, write, close, mmap, futex, epoll_wait, openat, statx
             for number in [0, 1, 3, 9, 202, 232, 257, 332] {
                 let (errno, steps) = ask(profile, X86_64, number, [0, 0]);

@@ -1,10 +1,11 @@
 //! System-call filters installed in a child.
 
 use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
 
 use kernel::bpf::DeviceProgram;
 use kernel::namespace::{Kinds, unshare};
-use kernel::process::{CloneOptions, Fork, fork, status_of};
+use kernel::process::{CloneOptions, Fork, PidFd, fork, fork_plainly, signal_child, status_of};
 use kernel::seccomp::{Answer, Call, Filter, Listener, Profile, Slot};
 use rustix::time::{ClockId, Timespec};
 
@@ -36,12 +37,17 @@ pub fn migratable_nests_no_namespaces() -> Outcome {
         ensure_equal("nested", errno(unshare(kind)), libc::EPERM)?;
     }
     ensure_equal("mount and net", errno(unshare(Kinds::MOUNT | Kinds::NET)), 0)?;
-    // clone3 is refused, whose flags a filter cannot see; by the older call a child comes, but no nested namespace.
-    let nested = CloneOptions { namespaces: Kinds::UTS, ..CloneOptions::default() };
-    ensure_equal("fork into a namespace", errno(fork(&nested)), libc::EPERM)?;
-    match fork(&CloneOptions::default())? {
-        Fork::Child => std::process::exit(7),
-        Fork::Parent { pid, .. } => ensure_equal("forked", status_of(pid)?.code(), Some(7))?,
+    // clone3 is refused, whose flags a filter cannot see; by the oldest call a child comes, but no pidfd.
+    for options in [CloneOptions { namespaces: Kinds::UTS, ..CloneOptions::default() }, CloneOptions::default()] {
+        ensure_equal("clone3", errno(fork(&options)), libc::ENOSYS)?;
+    }
+    match fork_plainly()? {
+        None => std::thread::park(),
+        Some(pid) => {
+            ensure_equal("a pidfd", errno(PidFd::open(pid)), libc::ENOSYS)?;
+            signal_child(pid, libc::SIGKILL)?;
+            ensure_equal("killed", status_of(pid)?.signal(), Some(libc::SIGKILL))?;
+        }
     }
     ensure_equal("keyring of a privileged server", errno(kernel::keyring::join_new_session()), 0)?;
     let directory = std::path::Path::new("/");

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     path::Path,
     time::{Duration, Instant},
 };
@@ -22,14 +22,8 @@ use nix::{
     },
     unistd::{mkfifo, pipe2},
 };
-use rustix::process::{PidfdFlags, pidfd_open};
 
-use super::{
-    Check, Kind,
-    clocks::counts_down,
-    limb::{Limb, field},
-    same,
-};
+use super::{Check, Kind, clocks::counts_down, limb::field, same};
 
 pub const KINDS: &[Kind] = &[
     ("pipe", pipe),
@@ -39,7 +33,6 @@ pub const KINDS: &[Kind] = &[
     ("timerfd", timerfd),
     ("signalfd", signalfd),
     ("pending-signal", pending_signal),
-    ("pidfd", pidfd),
     ("inotify", inotify),
     ("inotify-of-etc", |_| watch(Path::new("/etc"))),
     ("inotify-of-a-tmpfs", |_| watch(Path::new("/dev/shm"))),
@@ -165,18 +158,6 @@ fn pending_signal(_: &Path) -> Result<Check> {
     Ok(Box::new(move || {
         let found = u64::from_str_radix(&pending()?, 16)?;
         same("whether it is pending", found & usr1, usr1)
-    }))
-}
-
-fn pidfd(place: &Path) -> Result<Check> {
-    let mut limb = Limb::begin(place, "plain")?;
-    let pid = rustix::process::Pid::from_raw(i32::try_from(limb.pid())?).context("a pid")?;
-    let descriptor: OwnedFd = pidfd_open(pid, PidfdFlags::empty()).context("open a pidfd")?;
-    Ok(Box::new(move || {
-        let number = std::os::fd::AsRawFd::as_raw_fd(&descriptor);
-        same("whose it is", field(&format!("/proc/self/fdinfo/{number}"), "Pid")?, pid.to_string())?;
-        rustix::process::pidfd_send_signal(&descriptor, rustix::process::Signal::CONT).context("signal it")?;
-        limb.facts().map(drop)
     }))
 }
 

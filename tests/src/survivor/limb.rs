@@ -54,10 +54,6 @@ impl Limb {
         Ok(limb)
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// What it says of itself, in lines.
     pub fn facts(&mut self) -> Result<Vec<String>> {
         writeln!(self.input, "say").context("ask a limb")?;

@@ -15,6 +15,7 @@ use system_tests::{
 promises![
     what_no_checkpoint_holds_is_refused_by_its_name,
     its_limits_hold_it_still,
+    its_services_are_still_heard,
     who_is_just_starting_another_is_waited_for;
     each of ["busybox", "debian-13"]:
     a_login_on_the_console_goes_on,
@@ -181,7 +182,8 @@ fn a_login_on_the_console_goes_on(site: &Site, template: &str) -> Result<()> {
     let first = if template == "busybox" { "\r" } else { "" };
     dialogue(&[(first, "login:"), ("root\r", "assword:")])?;
     pause()?;
-    dialogue(&[("open sesame\r", "web1"), ("word=kept; echo set-$((40+2))\r", "set-42")])?;
+    // What is typed before a prompt is lost where login or agetty begin anew with the terminal.
+    dialogue(&[("open sesame\r", "# "), ("word=kept; echo set-$((40+2))\r", "set-42"), ("", "# ")])?;
     if template == "busybox" {
         // Its shell has /dev/tty open for as long as it runs, and leads no session.
         site.run(["suspend", "web1"])?.failure(5, &["(-sh,", "/dev/tty"])?;
@@ -190,13 +192,33 @@ fn a_login_on_the_console_goes_on(site: &Site, template: &str) -> Result<()> {
     }
     dialogue(&[
         ("echo $word-$((40+3))\r", "kept-43"),
+        ("", "# "),
         ("sh -c 'echo front-$((40+1)); sleep 999'\r", "front-41"),
-        ("\u{3}", ""),
+        ("\u{3}", "# "),
         ("echo back-$((40+4))\r", "back-44"),
         ("exit\r", "login:"),
     ])?;
     pause()?;
     dialogue(&[("\r", "login:")])
+}
+
+/// systemd hears its services as before: it tells them from others by their pids, not by pidfds, which come back as others.
+fn its_services_are_still_heard(site: &Site) -> Result<()> {
+    let server = migratable(site, "debian-13", "")?;
+    let often = "d=/run/systemd/system/systemd-logind.service.d; mkdir -p $d; \
+                 printf '[Service]\\nWatchdogSec=6s\\n' >$d/often.conf; \
+                 systemctl daemon-reload; systemctl restart systemd-logind";
+    server.sh(often)?;
+    let shown = |what: &str| server.sh(&format!("systemctl show -P {what} systemd-logind"));
+    let pid = shown("MainPID")?;
+    site.ok(["suspend", "web1"])?;
+    site.ok(["resume", "web1"])?;
+    let heard = shown("WatchdogTimestampMonotonic")?;
+    server
+        .until(&format!("test $(systemctl show -P WatchdogTimestampMonotonic systemd-logind) != {}", heard.trim()))?;
+    let now = shown("MainPID")?;
+    ensure!(now == pid, "it was killed and started again: {pid} {now}");
+    Ok(())
 }
 
 /// What is set for the server, and what its systemd has set for a service. (What they have used is counted anew.)

@@ -389,8 +389,9 @@ fn errors(log: &str) -> String {
     let mut lines: Vec<&str> = errors.filter(|line| !of_probes(line)).collect();
     // When something has failed it ends what it had begun, and may see each end before its own: of the reason nothing would be left. Where
     // nothing had failed before, an end is the reason.
+    let is_end = |line: &str| line.ends_with(" killed by signal 9: Killed") || line.contains(" exited, status=");
     let mut has_failed = false;
-    lines.retain(|line| !std::mem::replace(&mut has_failed, true) || !line.ends_with(" killed by signal 9: Killed"));
+    lines.retain(|line| !std::mem::replace(&mut has_failed, true) || !is_end(line));
     let told = lines.iter().skip(lines.len().saturating_sub(ERRORS_TOLD));
     told.map(|line| line.split_once("): ").map_or(*line, |(_, what)| what)).collect::<Vec<_>>().join("; ")
 }
@@ -409,8 +410,9 @@ mod tests {
         assert_eq!(errors("(00.1) fine\n"), "");
         let killed = "(00.4) Error (criu/cr-restore.c:1): 8 killed by signal 9: Killed\n(00.5) Error (criu/cr-restore.c:2): Restoring FAILED.\n";
         assert_eq!(errors(killed), "8 killed by signal 9: Killed; Restoring FAILED.");
+        let exited = "(00.3) Error (criu/cr-restore.c:1): 8 exited, status=1\n";
         let log = format!(
-            "(00.3) Error (criu/files-reg.c:1): File job/data has bad size\n(00.3) Error (criu/files.c:1): Unable to open fd=7\n{killed}"
+            "(00.3) Error (criu/files-reg.c:1): File job/data has bad size\n(00.3) Error (criu/files.c:1): Unable to open fd=7\n{exited}{killed}"
         );
         assert_eq!(errors(&log), "File job/data has bad size; Unable to open fd=7; Restoring FAILED.");
     }
