@@ -34,6 +34,7 @@ promises![
     a_running_server_is_stopped_moved_and_started,
     a_full_copy_and_a_privileged_server_move_too,
     what_changes_while_it_is_sent_arrives_too,
+    of_a_large_file_the_blocks_that_change_are_sent,
     it_moves_there_and_back_again,
     a_dry_run_changes_nothing,
     all_that_speaks_against_it_is_said_at_once,
@@ -65,6 +66,8 @@ const FILES: &str = "set -e
     dd if=/dev/zero of=/srv/hole bs=1 count=1 seek=8388607 2>/dev/null
     head -c 3000000 /dev/urandom >/srv/big
     touch -d '2001-02-03 04:05:06' /srv/big
+    for n in grown shrunk mode still; do head -c 1300000 /dev/urandom >/srv/$n; done
+    chown 33:44 /srv/grown; chmod 4640 /srv/grown; touch -d '2001-02-03 04:05:06' /srv/shrunk
     touch '/srv/a name
 of two lines'
     echo changed >>/etc/passwd
@@ -163,6 +166,9 @@ fn a_full_copy_and_a_privileged_server_move_too(site: &Site) -> Result<()> {
 
 /// Changes of all kinds, made inside after everything was sent once.
 const CHANGES: &str = "set -e
+    echo more >>/srv/grown; truncate -s 5000000 /srv/grown; echo in a hole >>/srv/grown
+    printf other | dd of=/srv/grown bs=1 seek=70000 conv=notrunc 2>/dev/null; truncate -s 1200000 /srv/shrunk
+    chmod 600 /srv/mode; printf other | dd of=/srv/mode bs=1 seek=70000 conv=notrunc 2>/dev/null
     echo grown >>/srv/a; truncate -s 1000 /srv/big; echo in the middle | dd of=/srv/hole bs=1 seek=4000000 conv=notrunc 2>/dev/null
     rm '/srv/a name
 of two lines'
@@ -175,7 +181,7 @@ of two lines'
 
 /// Begins to move the server: all of it was sent while it ran (the third moment), it runs still, and the command is stopped.
 fn sent_once(site: &Site) -> Result<Background> {
-    let moving = site.vsctl(MOVE).env("VSOS_FAULT", "migrate:3:stop").spawn()?;
+    let moving = site.vsctl(MOVE).env("VSOS_FAULT", "migrate:3:stop").env("RUST_LOG", "info").spawn()?;
     eventually("a command that stops", GUEST_LIMIT, || is_stopped(moving.pid()).then_some(()))?;
     Ok(moving)
 }
@@ -212,7 +218,9 @@ fn what_changes_while_it_is_sent_arrives_too(site: &Site) -> Result<()> {
         let before = files(site)?;
         kill(moving.pid(), Signal::SIGCONT)?;
         let done = moving.wait()?.success().context(flags)?;
-        ensure!(done.errors().contains("web1: sending what has changed"), "{done}");
+        for phase in ["sending what has changed", "sending changed blocks"] {
+            ensure!(done.errors().contains(&format!("web1: {phase}")), "no word of {phase}: {done}");
+        }
         drop(server);
         let there = Running::adopt(&hosts.to, "web1");
         same(&before, &files(&hosts.to)?).context(flags)?;
@@ -222,6 +230,41 @@ fn what_changes_while_it_is_sent_arrives_too(site: &Site) -> Result<()> {
         hosts.to.ok(["destroy", "--force", "web1"])?;
     }
     Ok(())
+}
+
+/// Writes numbers into the blocks of a file, one after the other, and into another which was the last.
+const WRITER: &str = "head -c 33554432 /dev/urandom >/root/large; n=0
+    while sleep 0.02; do
+        n=$((n+1)); printf '%08d' $n | dd of=/root/large bs=65536 seek=$((n*37%512)) conv=notrunc 2>/dev/null
+        echo $n >/root/last
+    done";
+
+fn of_a_large_file_the_blocks_that_change_are_sent(site: &Site) -> Result<()> {
+    let hosts = hosts(site)?;
+    let server = site.template("busybox")?.server("web1").start()?;
+    server.sh(&format!("setsid sh -c '{}' >/dev/null 2>&1 </dev/null &", WRITER.replace('\'', "'\\''")))?;
+    server.until("test -s /root/last")?;
+    let mut moving = sent_once(site)?;
+    let written = server.sh("cat /root/last")?.trim().parse::<u32>()?;
+    server.until(&format!("test $(cat /root/last) -gt {}", written + 20))?;
+    kill(moving.pid(), Signal::SIGCONT)?;
+    let moved = moving.wait()?.success()?;
+    drop(server);
+    let there = Running::adopt(&hosts.to, "web1");
+    let last = there.sh("cat /root/last")?.trim().parse::<u32>().context("a number")?;
+    let said = moved.errors();
+    let rest = said.lines().find_map(|line| line.split_once(" of blocks in 1 files"));
+    let rest = rest.with_context(|| format!("nothing is told of blocks: {said}"))?.0;
+    let mebibytes = rest.rsplit(' ').next().and_then(|size| size.strip_suffix('M')?.parse::<f64>().ok());
+    ensure!(mebibytes.is_some_and(|size| (20.0 / 16.0..16.0).contains(&size)), "{rest}");
+    // The shell may have been killed between a block and its number.
+    let content = fs::read(hosts.to.path("var/lib/vsos/servers/web1/volume/upper/root/large"))?;
+    let number = |n: u32| String::from_utf8_lossy(&content[(n * 37 % 512) as usize * 65536..][..8]).parse::<u32>();
+    for n in last.saturating_sub(500).max(1)..=last {
+        let found = number(n)?;
+        ensure!(found == n || found == last + 1, "block of {n}: {found}, and the last is {last}");
+    }
+    hosts.nothing_at(site)
 }
 
 fn it_moves_there_and_back_again(site: &Site) -> Result<()> {

@@ -28,11 +28,21 @@ const RESTS_NS: i128 = 1_000_000_000;
 /// How much has to rest for somebody to wait for it, in bytes.
 const WORTH_WAITING: u64 = 4 << 20;
 
+/// What may be worth the sums of its blocks, in bytes.
+const LARGE: u64 = 1 << 20;
+
+/// What has changed since may be a file that does so all the time: a day.
+const LATELY_NS: i128 = 86_400_000_000_000;
+
+/// So much is read for that at both sides at most, in bytes on the disk.
+const LIKELY_MAX: u64 = 64 << 30;
+
 /// What a file has as long as it is not changed, and its space, which comes and goes while it is brought to the disk.
 #[derive(Debug, Clone, Copy)]
 struct Stamp {
     inode: u64,
     mode: u32,
+    links: u64,
     length: u64,
     changed_ns: i128,
     disk_bytes: u64,
@@ -47,6 +57,10 @@ impl Stamp {
     fn is_directory(self) -> bool {
         self.mode & nix::libc::S_IFMT == nix::libc::S_IFDIR
     }
+
+    fn is_file(self) -> bool {
+        self.mode & nix::libc::S_IFMT == nix::libc::S_IFREG
+    }
 }
 
 /// The files of a server at one time, by their paths below its directory.
@@ -56,10 +70,13 @@ pub struct Survey {
     began_ns: i128,
     /// Those that will not change any more, however young they are.
     settled: BTreeSet<PathBuf>,
+    /// Those that were looked at again, and when that began.
+    renewed: BTreeMap<PathBuf, i128>,
 }
 
-/// How a file of a listing is told, before its path: it stays as it is, it comes anew, it is a directory that comes anew.
+/// How a file of a listing is told, before its path: it stays as it is, it is patched, it comes anew, it is a directory that comes anew.
 const SAME: u8 = b'=';
+const PATCHED: u8 = b'~';
 const ANEW: u8 = b'+';
 const DIRECTORY: u8 = b'/';
 
@@ -72,6 +89,8 @@ pub struct Changes {
     pub names: Vec<u8>,
     /// What these take on the disk, a file with several names each time.
     pub size: Size,
+    /// Those that have changed, and are not to be sent but patched.
+    pub patched: Vec<PathBuf>,
 }
 
 impl Survey {
@@ -87,6 +106,7 @@ impl Survey {
                 let stamp = Stamp {
                     inode: meta.ino(),
                     mode: meta.mode(),
+                    links: meta.nlink(),
                     length: meta.len(),
                     changed_ns: i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec()),
                     disk_bytes: meta.blocks() * 512,
@@ -127,10 +147,36 @@ impl Survey {
         Size { bytes, entries: self.files.len() as u64 }
     }
 
-    /// What has to be sent to somebody who has everything that was read after the survey `before`.
-    pub fn since(&self, before: &Survey) -> Changes {
-        let settled_ns = before.began_ns - SETTLED_NS;
+    /// Files with one name that are large and have changed lately, and so may do again: the latest first, until they are much.
+    pub fn likely(&self) -> Vec<PathBuf> {
+        let is_likely = |stamp: &Stamp| {
+            stamp.is_file() && stamp.links == 1 && stamp.length >= LARGE && self.began_ns - stamp.changed_ns < LATELY_NS
+        };
+        let mut likely: Vec<(&PathBuf, &Stamp)> = self.files.iter().filter(|(_, stamp)| is_likely(stamp)).collect();
+        likely.sort_by_key(|(_, stamp)| std::cmp::Reverse(stamp.changed_ns));
+        let mut left = LIKELY_MAX;
+        let fits = |(_, stamp): &&(&PathBuf, &Stamp)| {
+            let is_left = left.checked_sub(stamp.disk_bytes);
+            left = is_left.unwrap_or(left);
+            is_left.is_some()
+        };
+        likely.iter().filter(fits).map(|(path, _)| (*path).clone()).collect()
+    }
+
+    /// Takes over from a later survey, after which they were read once more, those of `paths` that are in both.
+    pub fn renew(&mut self, later: &Survey, paths: impl Iterator<Item = PathBuf>) {
+        for path in paths {
+            if let (Some(known), Some(stamp)) = (self.files.get_mut(&path), later.files.get(&path)) {
+                *known = *stamp;
+                self.renewed.insert(path, later.began_ns);
+            }
+        }
+    }
+
+    /// What has to be sent to somebody who has everything that was read after the survey `before`. Files that `can_be_patched` are not sent.
+    pub fn since(&self, before: &Survey, can_be_patched: impl Fn(&Path) -> bool) -> Changes {
         let is_same = |path: &PathBuf, stamp: &Stamp| {
+            let settled_ns = before.renewed.get(path).unwrap_or(&before.began_ns) - SETTLED_NS;
             let is_settled = |known: &Stamp| known.changed_ns < settled_ns || before.settled.contains(path);
             before.files.get(path).is_some_and(|known| known.is_same(stamp) && is_settled(known))
         };
@@ -151,11 +197,14 @@ impl Survey {
             // Putting a file into a directory gives that another time than it had.
             anew.extend(path.parent().filter(|parent| self.files.contains_key(*parent)));
         }
-        let (mut listing, mut names, mut size) = (Vec::new(), Vec::new(), Size::default());
+        let (mut listing, mut names, mut size, mut patched) = (Vec::new(), Vec::new(), Size::default(), Vec::new());
         for (path, stamp) in &self.files {
             let mut kind = SAME;
             let bytes = path.as_os_str().as_bytes();
-            if anew.contains(path.as_path()) {
+            if anew.contains(path.as_path()) && stamp.is_file() && can_be_patched(path) {
+                kind = PATCHED;
+                patched.push(path.clone());
+            } else if anew.contains(path.as_path()) {
                 kind = if stamp.is_directory() { DIRECTORY } else { ANEW };
                 names.extend(bytes);
                 names.push(0);
@@ -166,7 +215,7 @@ impl Survey {
             listing.extend(bytes);
             listing.push(0);
         }
-        Changes { listing, names, size }
+        Changes { listing, names, size, patched }
     }
 }
 
@@ -175,7 +224,7 @@ fn parse(listing: &[u8]) -> Result<BTreeMap<&Path, u8>> {
     let mut files = BTreeMap::new();
     for line in listing.split_inclusive(|byte| *byte == 0) {
         match line {
-            [kind @ (SAME | ANEW | DIRECTORY), path @ .., 0] if !path.is_empty() => {
+            [kind @ (SAME | PATCHED | ANEW | DIRECTORY), path @ .., 0] if !path.is_empty() => {
                 files.insert(Path::new(OsStr::from_bytes(path)), *kind)
             }
             _ => bail!("a line of the files' listing is damaged: {:?}", String::from_utf8_lossy(line)),
@@ -193,7 +242,7 @@ pub fn make_room(directory: &Path, members: &[&Path], listing: &[u8]) -> Result<
     walk(directory, members, &mut |path, meta| {
         let full = directory.join(path);
         match listed.get(path) {
-            Some(&SAME) => Ok(()),
+            Some(&(SAME | PATCHED)) => Ok(()),
             // What it has of attributes is added to what it had.
             Some(&DIRECTORY) if meta.is_dir() => clear_attributes(&full),
             _ if meta.is_dir() => fs::remove_dir_all(&full),
@@ -220,10 +269,10 @@ pub fn check_whole(directory: &Path, members: &[&Path], listing: &[u8]) -> Resul
 }
 
 /// The kernel lists no more (`XATTR_LIST_MAX` of linux/limits.h).
-const NAMES_MAX_BYTES: usize = 65_536;
+pub(super) const NAMES_MAX_BYTES: usize = 65_536;
 
 /// What an archive brings of attributes; others are this host's own, as SELinux's.
-const BROUGHT: [&[u8]; 4] = [b"user.", b"security.capability", b"trusted.overlay.", b"system.posix_acl_"];
+pub(super) const BROUGHT: [&[u8]; 4] = [b"user.", b"security.capability", b"trusted.overlay.", b"system.posix_acl_"];
 
 fn clear_attributes(directory: &Path) -> io::Result<()> {
     let mut names = vec![0_u8; NAMES_MAX_BYTES];
@@ -315,7 +364,7 @@ mod tests {
     fn nothing_changed_nothing_is_sent() {
         let root = tree();
         let before = settled(root.path());
-        let changes = survey(root.path()).since(&before);
+        let changes = survey(root.path()).since(&before, |_| false);
         assert!(changes.names.is_empty() && changes.size == Size::default());
         assert_eq!(lines(&changes.listing).len(), 7);
     }
@@ -326,7 +375,7 @@ mod tests {
         let before = settled(root.path());
         fs::write(root.path().join("volume/etc/a"), "ONE").unwrap();
         fs::remove_file(root.path().join("volume/etc/b")).unwrap();
-        let changes = survey(root.path()).since(&before);
+        let changes = survey(root.path()).since(&before, |_| false);
         assert_eq!(
             lines(&changes.listing),
             ["/volume", "+volume/also-a", "/volume/etc", "+volume/etc/a", "=volume/etc/deep", "=volume/etc/deep/c"]
@@ -339,7 +388,7 @@ mod tests {
         let root = tree();
         let before = settled(root.path());
         fs::rename(root.path().join("volume/etc/deep"), root.path().join("volume/elsewhere")).unwrap();
-        let sent = lines(&survey(root.path()).since(&before).names);
+        let sent = lines(&survey(root.path()).since(&before, |_| false).names);
         // Its old directory lies in its new one, and may have been moved itself.
         let all = ["volume", "volume/elsewhere", "volume/elsewhere/c", "volume/etc", "volume/etc/a", "volume/etc/b"];
         assert_eq!(sent, all);
@@ -349,7 +398,7 @@ mod tests {
     fn what_changed_just_before_a_survey_is_sent_again() {
         let root = tree();
         let before = survey(root.path());
-        assert_eq!(lines(&survey(root.path()).since(&before).names).len(), 7);
+        assert_eq!(lines(&survey(root.path()).since(&before, |_| false).names).len(), 7);
     }
 
     #[test]
@@ -384,7 +433,7 @@ mod tests {
         for (from, to) in [("deep", "t"), ("green", "deep"), ("t", "green")] {
             rename(from, to);
         }
-        let sent = lines(&survey(root.path()).since(&before).names);
+        let sent = lines(&survey(root.path()).since(&before, |_| false).names);
         assert!(
             ["volume/etc/deep/c", "volume/etc/green/c"].iter().all(|name| sent.iter().any(|sent| sent == name)),
             "{sent:?}"
@@ -399,7 +448,47 @@ mod tests {
         fs::create_dir(root.path().join("volume/memory")).unwrap();
         fs::write(root.path().join("volume/memory/pages"), "pages").unwrap();
         before.include_settled(Survey::take(root.path(), &["volume/memory".as_ref()]).unwrap());
-        assert_eq!(lines(&survey(root.path()).since(&before).names), ["volume"]);
+        assert_eq!(lines(&survey(root.path()).since(&before, |_| false).names), ["volume"]);
+    }
+
+    #[test]
+    fn what_can_be_patched_is_listed_and_stays() {
+        let root = tree();
+        let file = root.path().join("volume/etc/b");
+        let mut before = settled(root.path());
+        fs::write(&file, "TWO").unwrap();
+        let is_file = |path: &Path| path.ends_with("etc/b");
+        let changes = survey(root.path()).since(&before, is_file);
+        assert_eq!(changes.patched, [Path::new("volume/etc/b")]);
+        assert_eq!(lines(&changes.names), ["volume/etc"]);
+        make_room(root.path(), &[VOLUME.as_ref()], &changes.listing).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "TWO");
+        check_whole(root.path(), &[VOLUME.as_ref()], &changes.listing).unwrap();
+        // Looked at again it has not changed, but for what may have changed in the same tick.
+        let patched = || [PathBuf::from("volume/etc/b")].into_iter();
+        before.renew(&survey(root.path()), patched());
+        assert_eq!(survey(root.path()).since(&before, is_file).patched.len(), 1);
+        before.renew(&Survey { began_ns: before.began_ns + 60_000_000_000, ..survey(root.path()) }, patched());
+        assert!(survey(root.path()).since(&before, is_file).patched.is_empty());
+        fs::write(&file, "THREE").unwrap();
+        assert_eq!(survey(root.path()).since(&before, is_file).patched.len(), 1);
+    }
+
+    #[test]
+    fn likely_to_change_is_what_is_large_and_did_so_lately() {
+        let root = tree();
+        for (name, length) in [("large", 2 << 20), ("larger", 3 << 20), ("small", 4096)] {
+            fs::write(root.path().join("volume").join(name), vec![1; length]).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let mut seen = survey(root.path());
+        assert_eq!(seen.likely(), [Path::new("volume/larger"), Path::new("volume/large")]);
+        seen.files.get_mut(Path::new("volume/larger")).unwrap().disk_bytes = LIKELY_MAX + 1;
+        assert_eq!(seen.likely(), [Path::new("volume/large")]);
+        fs::hard_link(root.path().join("volume/large"), root.path().join("volume/too")).unwrap();
+        assert_eq!(survey(root.path()).likely(), [Path::new("volume/larger")]);
+        seen.began_ns += 2 * LATELY_NS;
+        assert!(seen.likely().is_empty());
     }
 
     #[test]
@@ -417,10 +506,10 @@ mod tests {
         // A directory that was a file.
         fs::remove_file(source.path().join("volume/etc/deep/c")).unwrap();
         fs::create_dir(source.path().join("volume/etc/deep/c")).unwrap();
-        let changes = survey(source.path()).since(&before);
+        let changes = survey(source.path()).since(&before, |_| false);
         make_room(target.path(), &[VOLUME.as_ref()], &changes.listing).unwrap();
         assert_eq!(
-            lines(&survey(target.path()).since(&Survey::default()).names),
+            lines(&survey(target.path()).since(&Survey::default(), |_| false).names),
             ["volume", "volume/also-a", "volume/etc", "volume/etc/a", "volume/etc/deep"]
         );
         assert_eq!(llistxattr(at("volume/etc"), &mut [0_u8; 64][..]).unwrap(), 0);

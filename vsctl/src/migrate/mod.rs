@@ -8,6 +8,7 @@
 //! ```
 
 mod alive;
+mod blocks;
 mod changes;
 mod check;
 mod files;

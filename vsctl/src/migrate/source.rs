@@ -3,7 +3,6 @@
 //! Until `migration.toml` says `moved`, the server is this host's own, and a failure lets it go on here. From then on it is the
 //! target's, and `--continue` says so again until the target has heard it and the copy here is gone.
 
-use std::io::{Read, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,16 +12,16 @@ use kernel::lock::Flock;
 use kernel::process::wait_for_joined_threads;
 
 use super::alive::Alive;
+use super::blocks::Known;
 use super::changes::Survey;
 use super::files::{Place, Wanted};
 use super::ladder::Hindrance;
 use super::link::Link;
 use super::pages::Relay;
 use super::rounds::{Round, Rounds};
-use super::wire::{Channel, Checked, Deal, Lost, Message, Offer, Size, send_bulk, unexpected};
+use super::wire::{Checked, Deal, Lost, Message, Offer, Size, send_whole, stream, unexpected};
 use super::{check, files, processes};
 use crate::checkpoint::{self, Ahead, Subject, kept};
-use crate::checksum::Sum;
 use crate::edit;
 use crate::events;
 use crate::failure::{self, Exit, Failure};
@@ -95,6 +94,8 @@ struct Departure<'a> {
     is_prepared: bool,
     /// The other side is told that somebody works here.
     working: Option<Alive>,
+    /// What the target has of large files.
+    known: Known,
     /// Its memory, of which so many bytes come later.
     later: Option<u64>,
     relay: Option<Relay>,
@@ -266,20 +267,6 @@ fn examine(site: &Site, server: &Server, pause: &Pause, template: Option<&Held>,
     Ok(Found { size, memory_bytes, runs, is_whole, template })
 }
 
-/// Sends a bulk stream. Where the other side has ended because of something, it has said that before.
-fn stream<R: Read, W: Write>(
-    channel: &mut Channel<R, W>,
-    from: &mut dyn Read,
-    moved: &mut dyn FnMut(u64),
-) -> Result<Sum> {
-    match send_bulk(channel, from, moved) {
-        Err(error) if matches!(error.downcast_ref(), Some(Lost::Ended)) => {
-            Err(channel.receive().err().unwrap_or(error))
-        }
-        sent => sent,
-    }
-}
-
 /// The server goes on where it was.
 fn back(site: &Site, name: &Name, host: &str, ran: bool, lock: Flock, error: anyhow::Error) -> anyhow::Error {
     let failed = format!("cannot move '{name}' to {host}");
@@ -315,6 +302,7 @@ impl<'a> Departure<'a> {
             link,
             is_prepared: false,
             working: None,
+            known: Known::default(),
             later: None,
             relay: None,
             stands_still: None,
@@ -424,6 +412,9 @@ impl<'a> Departure<'a> {
             // In this order: see `changes`.
             place.sync()?;
             self.send_files(server, &place, Wanted::Root, None, progress)?;
+            let channel = self.link.channel()?;
+            self.known = Known::ask(channel, &place.directory, place.survey_root()?.likely())?;
+            self.known.send_while_less_is_left(channel, &place, &mut survey, progress)?;
             before = Some(survey);
             self.moment()?;
         }
@@ -461,10 +452,12 @@ impl<'a> Departure<'a> {
             }
             Some(before) => {
                 let now = if self.later.is_some() { Place::survey_thin } else { Place::survey };
-                let changes = now(&place, &server.name)?.since(&before);
+                let known = &self.known;
+                let changes = now(&place, &server.name)?.since(&before, |path| known.fits(&place.directory, path));
                 log::info!("'{}': {} to send while it stands still", server.name, show_bytes(changes.size.bytes));
                 progress.phase("sending what has changed", Some(changes.size.bytes));
                 self.send_files(server, &place, Wanted::Names(&changes.names), Some(&changes.listing), progress)?;
+                self.known.send_at_rest(self.link.channel()?, &place, &changes.patched, progress)?;
             }
         }
         self.moment()?;
@@ -528,7 +521,7 @@ impl<'a> Departure<'a> {
             // Now, and not when the server stands still and all that there is has to be on the disk.
             place.sync()?;
             let sent = first.elapsed() - began - wrote;
-            let files_bytes = place.survey_root()?.since(before).size.bytes;
+            let files_bytes = self.known.send_ahead(self.link.channel()?, place, before, progress)?.bytes();
             let took = first.elapsed() - began;
             before.include_settled(Survey::take(&place.directory, &[&member])?);
             let outlook = rounds.after(Round { began, wrote, sent, took, bytes, files_bytes });
@@ -566,8 +559,7 @@ impl<'a> Departure<'a> {
             None => channel.send(&Message::Files)?,
             Some(mut listing) => {
                 channel.send(&Message::Changes)?;
-                let sum = stream(channel, &mut listing, &mut |_| {})?;
-                channel.send(&Message::End(sum))?;
+                send_whole(channel, &mut listing, &mut |_| {})?;
             }
         }
         let mut packing = files::pack(self.site, place, &server.spec, wanted)?;

@@ -13,9 +13,10 @@ use kernel::lock::Flock;
 use kernel::process::wait_for_joined_threads;
 
 use super::alive::{Connection, Limit};
+use super::blocks::{self, Question};
 use super::files::Place;
 use super::pages::{Event, Relay};
-use super::wire::{Bulk, Deal, Lost, Message, Offer, Problem, is_lost, unexpected};
+use super::wire::{Bulk, Deal, Lost, Message, Offer, Problem, is_lost, send_whole, unexpected};
 use super::{changes, check, files};
 use crate::checkpoint::{self, Memory};
 use crate::events;
@@ -260,6 +261,15 @@ impl Session<'_> {
         loop {
             match self.channel.receive()? {
                 Message::Files => {}
+                Message::Blocks => {
+                    self.tell_blocks(&place)?;
+                    continue;
+                }
+                Message::Patch => {
+                    blocks::apply(&place.directory, &mut Bulk::new(&mut self.channel))?;
+                    self.arrived(&place, listing.is_none())?;
+                    continue;
+                }
                 Message::Changes => {
                     let mut told = Vec::new();
                     Bulk::new(&mut self.channel).read_to_end(&mut told).context("hear which files there are")?;
@@ -270,11 +280,7 @@ impl Session<'_> {
                 other => return Err(unexpected(&other)),
             }
             files::unpack(self.site, name, &place, spec, &mut Bulk::new(&mut self.channel))?;
-            if listing.is_none() {
-                // What comes while the server runs is on the disk before it stands still.
-                place.sync()?;
-            }
-            self.channel.send(&Message::Arrived)?;
+            self.arrived(&place, listing.is_none())?;
         }
         if let Some(listing) = listing {
             changes::check_whole(&place.directory, &place.members(), &listing)?;
@@ -283,6 +289,24 @@ impl Session<'_> {
         checkpoint::adopt(self.site, &server)?;
         place.sync()?;
         self.moment()
+    }
+
+    /// Files have come.
+    fn arrived(&mut self, place: &Place, server_runs: bool) -> Result<()> {
+        if server_runs {
+            // It is on the disk before the server stands still.
+            place.sync()?;
+        }
+        self.channel.send(&Message::Arrived)
+    }
+
+    /// Says what has come of large files.
+    fn tell_blocks(&mut self, place: &Place) -> Result<()> {
+        let mut asked = Vec::new();
+        Bulk::new(&mut self.channel).read_to_end(&mut asked).context("hear which files may change again")?;
+        let said = Question::answer(&place.directory, &asked)?;
+        self.channel.send(&Message::Sums)?;
+        send_whole(&mut self.channel, &mut &said[..], &mut |_| {}).map(drop)
     }
 
     /// The same of thin images; none when they are spent.

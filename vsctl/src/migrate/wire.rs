@@ -24,7 +24,7 @@ use crate::name::Name;
 use crate::store::Record;
 
 /// The version of everything here. Both sides must have the same.
-pub const PROTOCOL: u32 = 8;
+pub const PROTOCOL: u32 = 9;
 
 /// The longest body. Both ends allocate that much, so a length that is longer is no frame of ours.
 const LONGEST: usize = 1 << 20;
@@ -66,6 +66,12 @@ pub enum Message {
     Files,
     /// A listing of all files comes, and then those that are new in it: two bulk streams.
     Changes,
+    /// Large files that may change again, in a bulk stream: what is there of their blocks?
+    Blocks,
+    /// This is, in a bulk stream.
+    Sums,
+    /// What has changed in them, in a bulk stream.
+    Patch,
     /// They have come, and more may.
     Arrived,
     /// These were all.
@@ -442,7 +448,7 @@ pub fn unexpected(message: &Message) -> anyhow::Error {
 ///
 /// # Errors
 /// When `from` cannot be read, or the connection is gone.
-pub fn send_bulk<R: Read, W: Write>(
+fn send_bulk<R: Read, W: Write>(
     channel: &mut Channel<R, W>,
     from: &mut dyn Read,
     moved: &mut dyn FnMut(u64),
@@ -462,6 +468,37 @@ pub fn send_bulk<R: Read, W: Write>(
         moved(summed.bytes());
     }
     Ok(summed.sum())
+}
+
+/// Sends a bulk stream with its end, and says how long it was. Where the other side has ended because of something, it has said that before.
+///
+/// # Errors
+/// As [`send_bulk`].
+pub fn send_whole<R: Read, W: Write>(
+    channel: &mut Channel<R, W>,
+    from: &mut dyn Read,
+    moved: &mut dyn FnMut(u64),
+) -> Result<u64> {
+    let sum = stream(channel, from, moved)?;
+    let bytes = sum.bytes;
+    channel.send(&Message::End(sum)).map(|()| bytes)
+}
+
+/// The same without its end.
+///
+/// # Errors
+/// As [`send_bulk`].
+pub fn stream<R: Read, W: Write>(
+    channel: &mut Channel<R, W>,
+    from: &mut dyn Read,
+    moved: &mut dyn FnMut(u64),
+) -> Result<Sum> {
+    match send_bulk(channel, from, moved) {
+        Err(error) if matches!(error.downcast_ref(), Some(Lost::Ended)) => {
+            Err(channel.receive().err().unwrap_or(error))
+        }
+        sent => sent,
+    }
 }
 
 /// A bulk stream that arrives, as a reader. It ends when the sender has said its sum, which must be that of what came.
@@ -554,8 +591,8 @@ mod tests {
         let problem = Problem { exit: 43, message: "there".into(), hint: None, is_of_processes: false };
         vec![
             (
-                Message::Hello(Hello { protocol: 8, version: "0.1.0".into(), host: "a".into(), silence_s: 120 }),
-                r#"{"hello":{"protocol":8,"version":"0.1.0","host":"a","silence_s":120}}"#,
+                Message::Hello(Hello { protocol: 9, version: "0.1.0".into(), host: "a".into(), silence_s: 120 }),
+                r#"{"hello":{"protocol":9,"version":"0.1.0","host":"a","silence_s":120}}"#,
             ),
             (
                 Message::Offer(Box::new(offer())),
@@ -582,6 +619,9 @@ mod tests {
             (Message::Ready, r#""ready""#),
             (Message::Files, r#""files""#),
             (Message::Changes, r#""changes""#),
+            (Message::Blocks, r#""blocks""#),
+            (Message::Sums, r#""sums""#),
+            (Message::Patch, r#""patch""#),
             (Message::Arrived, r#""arrived""#),
             (Message::Whole, r#""whole""#),
             (Message::End(Sum { bytes: 3, xxh3: "ab".into() }), r#"{"end":{"bytes":3,"xxh3":"ab"}}"#),
