@@ -172,12 +172,59 @@ pub fn migration_file(site: &Site, name: &Name) -> PathBuf {
 /// # Errors
 /// When that cannot be known: then nothing may start it.
 pub fn migration(site: &Site, name: &Name) -> Result<Option<Migration>> {
-    let file = migration_file(site, name);
-    let Some(text) = read(&file)? else { return Ok(None) };
+    mark(&migration_file(site, name))
+}
+
+fn mark<T: serde::de::DeserializeOwned>(file: &Path) -> Result<Option<T>> {
+    let Some(text) = read(file)? else { return Ok(None) };
     let bad = |error: toml::de::Error| {
         Failure::new(Exit::BadConfiguration, format!("{}: {}", file.display(), error.message()))
     };
     Ok(Some(toml::from_str(&text).map_err(bad)?))
+}
+
+/// `leaving.toml`: there while a server that ran is on its way to another host, and is this host's still. When its command was killed in
+/// the pause, nothing else tells that the server did not stop by somebody's wish.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Leaving {
+    /// The other host.
+    pub peer: String,
+}
+
+fn leaving_file(site: &Site, name: &Name) -> PathBuf {
+    site.server(name).join("leaving.toml")
+}
+
+/// Notes that a server that runs leaves for `peer`, on the disk.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn note_leaving(site: &Site, name: &Name, peer: &str) -> Result<()> {
+    let text = toml::to_string(&Leaving { peer: peer.to_owned() }).context("write the mark as TOML")?;
+    Ok(kernel::file::write_atomic(&leaving_file(site, name), text.as_bytes())?)
+}
+
+/// Whether a server was on its way, if it has not run or been told otherwise since.
+///
+/// # Errors
+/// When that cannot be known.
+pub fn leaving(site: &Site, name: &Name) -> Result<Option<Leaving>> {
+    mark(&leaving_file(site, name))
+}
+
+/// Forgets it: the server runs, or somebody has said what is to become of it.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn forget_leaving(site: &Site, name: &Name) -> Result<()> {
+    let file = leaving_file(site, name);
+    match fs::remove_file(&file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", file.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a server that is not this host's own.

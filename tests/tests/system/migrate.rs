@@ -17,11 +17,14 @@ use system_tests::{
 
 use crate::bad_input::SmallDisk;
 
+#[path = "migrate/blocks.rs"]
+mod blocks;
 #[path = "migrate/hosts.rs"]
 mod hosts;
 #[path = "migrate/template.rs"]
 mod template;
 
+use blocks::of_a_large_file_the_blocks_that_change_are_sent;
 use hosts::{Hosts, MOVE, hosts, manifest, nothing_kept_at, reach, same};
 use template::{
     a_template_that_does_not_arrive_whole_is_not_there, a_template_that_is_made_there_meanwhile_is_used_or_named,
@@ -44,6 +47,7 @@ promises![
     between_two_hosts_no_command_starts_it,
     an_attempt_that_was_killed_does_not_hinder_the_next,
     a_server_that_reboots_meanwhile_stays,
+    a_command_that_was_killed_when_the_server_stood_still_is_told_of,
     a_disk_that_is_full_there_leaves_it_here,
     a_side_that_is_stopped_is_taken_for_lost,
     long_work_is_no_silence,
@@ -230,41 +234,6 @@ fn what_changes_while_it_is_sent_arrives_too(site: &Site) -> Result<()> {
         hosts.to.ok(["destroy", "--force", "web1"])?;
     }
     Ok(())
-}
-
-/// Writes numbers into the blocks of a file, one after the other, and into another which was the last.
-const WRITER: &str = "head -c 33554432 /dev/urandom >/root/large; n=0
-    while sleep 0.02; do
-        n=$((n+1)); printf '%08d' $n | dd of=/root/large bs=65536 seek=$((n*37%512)) conv=notrunc 2>/dev/null
-        echo $n >/root/last
-    done";
-
-fn of_a_large_file_the_blocks_that_change_are_sent(site: &Site) -> Result<()> {
-    let hosts = hosts(site)?;
-    let server = site.template("busybox")?.server("web1").start()?;
-    server.sh(&format!("setsid sh -c '{}' >/dev/null 2>&1 </dev/null &", WRITER.replace('\'', "'\\''")))?;
-    server.until("test -s /root/last")?;
-    let mut moving = sent_once(site)?;
-    let written = server.sh("cat /root/last")?.trim().parse::<u32>()?;
-    server.until(&format!("test $(cat /root/last) -gt {}", written + 20))?;
-    kill(moving.pid(), Signal::SIGCONT)?;
-    let moved = moving.wait()?.success()?;
-    drop(server);
-    let there = Running::adopt(&hosts.to, "web1");
-    let last = there.sh("cat /root/last")?.trim().parse::<u32>().context("a number")?;
-    let said = moved.errors();
-    let rest = said.lines().find_map(|line| line.split_once(" of blocks in 1 files"));
-    let rest = rest.with_context(|| format!("nothing is told of blocks: {said}"))?.0;
-    let mebibytes = rest.rsplit(' ').next().and_then(|size| size.strip_suffix('M')?.parse::<f64>().ok());
-    ensure!(mebibytes.is_some_and(|size| (20.0 / 16.0..16.0).contains(&size)), "{rest}");
-    // The shell may have been killed between a block and its number.
-    let content = fs::read(hosts.to.path("var/lib/vsos/servers/web1/volume/upper/root/large"))?;
-    let number = |n: u32| String::from_utf8_lossy(&content[(n * 37 % 512) as usize * 65536..][..8]).parse::<u32>();
-    for n in last.saturating_sub(500).max(1)..=last {
-        let found = number(n)?;
-        ensure!(found == n || found == last + 1, "block of {n}: {found}, and the last is {last}");
-    }
-    hosts.nothing_at(site)
 }
 
 fn it_moves_there_and_back_again(site: &Site) -> Result<()> {
@@ -511,15 +480,44 @@ fn a_server_that_reboots_meanwhile_stays(site: &Site) -> Result<()> {
     let init = server.init_pid()?;
     let mut moving = sent_once(site)?;
     site.run(["exec", "web1", "--", "reboot"])?;
-    eventually("its init to end", GUEST_LIMIT, || {
+    let ended = |init: i32| {
         let stat = fs::read_to_string(format!("/proc/{init}/stat")).unwrap_or_default();
         (stat.is_empty() || stat.contains(") Z ")).then_some(())
-    })?;
+    };
+    eventually("its init to end", GUEST_LIMIT, || ended(init))?;
     kill(moving.pid(), Signal::SIGCONT)?;
     moving.wait()?.failure(31, &["'web1' has ended by itself"])?;
     server.next_init(init)?;
     ensure!(server.file("/root/file")? == "kept");
+    let mut moving = sent_once(site)?;
+    let init = server.init_pid()?;
+    site.run(["exec", "web1", "--", "poweroff"])?;
+    eventually("its init to end", GUEST_LIMIT, || ended(init))?;
+    kill(moving.pid(), Signal::SIGCONT)?;
+    let said = moving.wait()?.failure(31, &["'web1' has ended by itself"])?;
+    ensure!(!said.errors().contains("runs here again"), "{said}");
+    eventually("a server that is stopped", GUEST_LIMIT, || (server.state().ok()? == "stopped").then_some(()))?;
+    site.ok(["doctor"])?;
     hosts.nothing_at(&hosts.to)
+}
+
+fn a_command_that_was_killed_when_the_server_stood_still_is_told_of(site: &Site) -> Result<()> {
+    let hosts = hosts(site)?;
+    let server = site.template("busybox")?.server("web1").start()?;
+    let stopped = || with_fault(&hosts, "migrate:4:kill").map(drop);
+    stopped()?;
+    ensure!(server.state()? == "stopped", "it is {}", server.state()?);
+    let found = site.run(["doctor"])?.text();
+    ensure!(found.contains("it ran, and is stopped since its migration to there was interrupted"), "{found}");
+    site.ok(["doctor", "--fix"])?;
+    ensure!(server.state()? == "running" && site.ok(["doctor"])?.text().contains("nothing was left behind"));
+    // Who starts and stops it has said what it is to be.
+    stopped()?;
+    site.ok(["start", "web1"])?;
+    site.ok(["stop", "web1"])?;
+    site.ok(["doctor"])?;
+    ensure!(server.state()? == "stopped");
+    Ok(())
 }
 
 fn a_disk_that_is_full_there_leaves_it_here(site: &Site) -> Result<()> {
@@ -657,8 +655,9 @@ fn resolved(hosts: &Hosts<'_>) -> Result<String> {
     let (here, there) = (hosts.state(from)?, hosts.state(to)?);
     let found = format!("{here}/{there}");
     match (here.as_str(), there.as_str()) {
-        ("running" | "stopped", "gone") => {}
-        ("running" | "stopped", "incoming") => drop(from.ok(["migrate", "web1", "there", "--abort"])?),
+        // One that stood still when its command was killed goes on again.
+        ("running", "gone") => {}
+        ("running", "incoming") => drop(from.ok(["migrate", "web1", "there", "--abort"])?),
         ("moved", "incoming" | "stopped" | "running") => drop(from.ok(["migrate", "web1", "there", "--continue"])?),
         ("gone", "stopped" | "running") => {}
         _ => bail!("here it is {here}, and there {there}"),
@@ -719,9 +718,7 @@ fn killed_at_any_moment_one_host_has_it(site: &Site) -> Result<()> {
         each_moment(&hosts, word, "kill")?;
     }
     let found = each_moment(&hosts, "migrate", "kill")?;
-    for expected in
-        ["running/gone", "stopped/gone", "stopped/incoming", "moved/incoming", "moved/stopped", "moved/running"]
-    {
+    for expected in ["running/gone", "running/incoming", "moved/incoming", "moved/stopped", "moved/running"] {
         ensure!(found.iter().any(|now| now == expected), "it was never {expected}: {found:?}");
     }
     Ok(())

@@ -70,6 +70,7 @@ pub fn suspend(site: &Site, name: &Name, with_host: bool) -> Result<()> {
     let lock = store::lock(site, name)?;
     let server = store::load(site, name)?;
     let subject = Subject::find(site, &server, &lock)?;
+    store::forget_leaving(site, name)?;
     clear(site, name)?;
     put_down(site, &server, &subject, with_host)
 }

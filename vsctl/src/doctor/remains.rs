@@ -23,7 +23,7 @@ use crate::lifecycle::files::FilesStep;
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::step::Step;
 use crate::lifecycle::world::World;
-use crate::lifecycle::{create, journal, network, stop, view};
+use crate::lifecycle::{create, freeze, journal, network, start, stop, view};
 use crate::monitor;
 use crate::name::Name;
 use crate::site::Site;
@@ -49,6 +49,7 @@ pub fn examine(site: &Site, fix: bool) -> Result<Vec<Finding>> {
     round.interrupted_migrations()?;
     round.interrupted_starts()?;
     round.interrupted_dumps()?;
+    round.interrupted_departures()?;
     round.interrupted_trees()?;
     round.interrupted_set_up()?;
     round.running_servers()?;
@@ -191,6 +192,47 @@ impl Round<'_> {
                 self.left(format!("server {name}"), detail, |round| {
                     network::put_on_bridge(&round.world, &server, true)
                 });
+            }
+        }
+        Ok(())
+    }
+
+    /// Servers that were about to leave, stood still for that, and are this host's: nobody else lets them go on.
+    fn interrupted_departures(&mut self) -> Result<()> {
+        for name in store::names(self.site)? {
+            let subject = format!("server {name}");
+            let leaving = match store::leaving(self.site, &name) {
+                Ok(Some(leaving)) => leaving,
+                Ok(None) => continue,
+                Err(error) => {
+                    self.findings.push(Finding::new(Verdict::Left, subject, format!("{error:#}")));
+                    continue;
+                }
+            };
+            let Some(lock) = self.lock(&name)? else { continue };
+            // It may have gone on before we had the lock.
+            if store::leaving(self.site, &name)?.is_none() {
+                continue;
+            }
+            let state = state::of(self.site, &name)?;
+            let detail = format!(
+                "it ran, and is {state} since its migration to {} was interrupted: it is to go on",
+                leaving.peer
+            );
+            match state {
+                State::Stopped => {
+                    self.left(subject, &detail, |round| start::begin_held(round.site, &name, lock)?.finish(round.site))
+                }
+                State::Suspended => {
+                    self.left(subject, &detail, |round| checkpoint::resume_held(round.site, &name, lock))
+                }
+                State::Frozen => self.left(subject, &detail, |round| {
+                    freeze::let_go_on(round.site, &name)?;
+                    store::forget_leaving(round.site, &name)
+                }),
+                State::Running if self.fix => store::forget_leaving(self.site, &name)?,
+                // Another finding is about these.
+                _ => {}
             }
         }
         Ok(())

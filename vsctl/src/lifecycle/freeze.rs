@@ -45,6 +45,7 @@ pub fn check(site: &Site, name: &Name, action: Action) -> Result<()> {
 pub fn freeze(site: &Site, name: &Name) -> Result<()> {
     let _lock = store::lock(site, name)?;
     check(site, name, Action::Freeze)?;
+    store::forget_leaving(site, name)?;
     hold(site, name)?;
     events::note(site, name, Kind::Frozen);
     Ok(())
@@ -76,6 +77,7 @@ pub fn thaw(site: &Site, name: &Name) -> Result<()> {
     let _lock = store::lock(site, name)?;
     check(site, name, Action::Thaw)?;
     let_go_on(site, name)?;
+    store::forget_leaving(site, name)?;
     events::note(site, name, Kind::Thawed);
     Ok(())
 }

@@ -271,7 +271,7 @@ impl Starting {
     pub fn finish(mut self, site: &Site) -> Result<()> {
         self.keeper = None;
         if self.until == Until::Nothing {
-            return Ok(());
+            return store::forget_leaving(site, &self.name);
         }
         let mut text = String::new();
         self.report.read_to_string(&mut text).context("listen to the monitor")?;
@@ -290,6 +290,7 @@ impl Starting {
             let error = anyhow!(failure).context(failed());
             return Err(execute::Outcome::beside(error, report.outcome));
         }
+        store::forget_leaving(site, &self.name)?;
         match self.until {
             Until::Ready => wait_ready(site, &self.name),
             _ => Ok(()),

@@ -99,6 +99,8 @@ struct Departure<'a> {
     /// Its memory, of which so many bytes come later.
     later: Option<u64>,
     relay: Option<Relay>,
+    /// It ended or was started anew by itself: what becomes of it is not ours.
+    has_ended: bool,
     /// Since when its processes stand still.
     stands_still: Option<Instant>,
     moments: usize,
@@ -158,7 +160,7 @@ pub fn go(
         hold.ignore();
         departure.relay = None;
         // First: the other side may be one that does not answer, and nothing of the server moves there.
-        let error = back(site, name, host, found.runs, lock, error);
+        let error = back(site, name, host, found.runs && !departure.has_ended, lock, error);
         departure.call_off();
         return Err(error);
     }
@@ -276,6 +278,9 @@ fn back(site: &Site, name: &Name, host: &str, ran: bool, lock: Flock, error: any
         log::warn!("'{name}': {left:#}");
     }
     if !ran || state::of(site, name).is_ok_and(State::is_up) {
+        if let Err(left) = store::forget_leaving(site, name) {
+            log::warn!("'{name}': {left:#}");
+        }
         return error;
     }
     wait_for_joined_threads();
@@ -305,6 +310,7 @@ impl<'a> Departure<'a> {
             known: Known::default(),
             later: None,
             relay: None,
+            has_ended: false,
             stands_still: None,
             moments: 0,
         })
@@ -397,6 +403,9 @@ impl<'a> Departure<'a> {
     ) -> Result<()> {
         self.moment()?;
         self.ask(&Message::Prepare, &Message::Ready)?;
+        if found.runs {
+            store::note_leaving(self.site, &server.name, self.host)?;
+        }
         self.moment()?;
         interrupt::check()?;
         let place = Place::of(self.site, &server.name, &server.spec)?;
@@ -425,6 +434,7 @@ impl<'a> Departure<'a> {
         }
         if found.runs && !matches!(state::of(self.site, &server.name)?, State::Running) {
             // Its monitor, which waits for the lock, does what it wanted.
+            self.has_ended = true;
             return Err(Failure::new(Exit::NotRunning, format!("'{}' has ended by itself", server.name)).into());
         }
         interrupt::check()?;

@@ -395,6 +395,7 @@ fn after(site: &Site, name: &Name, end: End) -> Result<Option<Running>> {
         return Ok(None);
     }
     stop::recover(site, name)?;
+    store::forget_leaving(site, name)?;
     let why = (end == End::Lost).then(|| "its memory did not come from the other host".to_owned());
     events::note_with(site, name, events::Kind::Stopped, why);
     match end {
