@@ -8,32 +8,37 @@
 //! question   traits (16 bytes) · path · NUL
 //! answer     count of blocks (8 bytes, big endian; all ones: not to be had by blocks) · 16 bytes for each
 //! patch      length of the path (4 bytes) · path · length of the file (8 bytes) · its time (8 bytes, 4 bytes) · blocks · NONE
-//! block      its number (8 bytes) · its length (4 bytes) · what is in it
+//! block      its number (8 bytes) · its length (4 bytes) · what is in it; or its number · 0: it is a hole now
 //! ```
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use std::vec;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT, fgetxattr, flistxattr};
+use rustix::fs::{
+    FallocateFlags, Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT, fgetxattr, flistxattr,
+};
 use twox_hash::XxHash3_128;
 
-use super::changes::{BROUGHT, NAMES_MAX_BYTES, Survey};
-use super::files::Place;
-use super::wire::{Bulk, Channel, Message, send_whole};
+use super::changes::{BROUGHT, NAMES_MAX_BYTES};
 use crate::interrupt;
-use crate::size::show_bytes;
-use crate::template::progress::Progress;
 
 /// Small enough that a page of a database does not drag much along, and large enough that the sums of a file are little beside it.
 const BLOCK: usize = 64 << 10;
+
+/// Of all files together: 64 MiB of sums. A guest makes a file as long as it likes at no cost.
+const BLOCKS_MAX: u64 = 4 << 20;
+
+/// How long files may be that are asked about, all together, in bytes.
+pub const LENGTH_MAX: u64 = BLOCKS_MAX * BLOCK as u64;
 
 /// The answer for a file that has to come whole, and the number behind the last block of a patch.
 const NONE: u64 = u64::MAX;
@@ -47,24 +52,11 @@ const VALUE_MAX_BYTES: usize = 65_536;
 /// The longest path that a patch may name.
 const PATH_MAX_BYTES: u32 = 1 << 16;
 
-/// Less than this is not worth another look while the server runs, in bytes.
-const LITTLE: u64 = 1 << 20;
+/// After so many blocks without any that changed somebody looks whether all is over.
+const LOOK_EVERY: u64 = 1024;
 
-/// What has changed in files while their server ran, in bytes.
-#[derive(Debug, Clone, Copy)]
-pub struct Changed {
-    /// In files that come whole.
-    whole_bytes: u64,
-    /// In blocks of others, which were sent.
-    patched_bytes: u64,
-}
-
-impl Changed {
-    /// What will have changed when as much time has passed again.
-    pub fn bytes(self) -> u64 {
-        self.whole_bytes + self.patched_bytes
-    }
-}
+/// Where an overlay has a file from: a handle of the file system below, which is not sent.
+const ORIGINS: [&[u8]; 2] = [b"user.overlay.origin", b"trusted.overlay.origin"];
 
 /// What the target has of files, by their paths below the server's directory.
 #[derive(Debug, Default)]
@@ -76,6 +68,20 @@ pub struct Known {
 struct Blocks {
     traits: u128,
     sums: Vec<u128>,
+}
+
+impl Blocks {
+    /// Whether the file can be patched, when there are so many `blocks` of all files so far.
+    fn fits(&self, file: &File, blocks: &mut u64) -> bool {
+        let Ok(meta) = file.metadata() else { return false };
+        let together = *blocks - self.sums.len() as u64 + count(meta.len());
+        // Whatever keeps its traits from being read, it can come whole.
+        let fits = together <= BLOCKS_MAX && traits(file).is_ok_and(|now| now == Some(self.traits));
+        if fits {
+            *blocks = together;
+        }
+        fits
+    }
 }
 
 /// What the target is asked about.
@@ -98,7 +104,10 @@ fn open(directory: &File, path: &Path, writable: bool) -> io::Result<File> {
     if !meta.is_file() || meta.nlink() != 1 {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "it is no file with one name"));
     }
-    File::options().read(true).write(writable).open(format!("/proc/self/fd/{}", found.as_raw_fd()))
+    // Nor is somebody's lease on it waited for.
+    let mut options = File::options();
+    options.read(true).write(writable).custom_flags(nix::libc::O_NONBLOCK);
+    options.open(format!("/proc/self/fd/{}", found.as_raw_fd()))
 }
 
 /// A sum of what a file is beside its content, its times aside. None: it cannot be patched.
@@ -107,7 +116,7 @@ fn traits(file: &File) -> io::Result<Option<u128>> {
     let mut names = vec![0_u8; NAMES_MAX_BYTES];
     let length = flistxattr(file, &mut names[..])?;
     let mut names: Vec<&[u8]> = names[..length].split(|byte| *byte == 0).collect();
-    names.retain(|name| BROUGHT.iter().any(|kind| name.starts_with(kind)));
+    names.retain(|name| BROUGHT.iter().any(|kind| name.starts_with(kind)) && !ORIGINS.contains(name));
     names.sort_unstable();
     if names.contains(&CAPABILITY) {
         return Ok(None);
@@ -122,6 +131,11 @@ fn traits(file: &File) -> io::Result<Option<u128>> {
         told.extend(&value[..length]);
     }
     Ok(Some(sum(&told)))
+}
+
+/// How many blocks a file of this length has.
+fn count(length: u64) -> u64 {
+    length.div_ceil(BLOCK as u64)
 }
 
 /// A file by blocks, in their order.
@@ -150,7 +164,7 @@ impl Reading {
     }
 
     fn count(&self) -> u64 {
-        self.length.div_ceil(BLOCK as u64)
+        count(self.length)
     }
 
     /// The next block, if there is one, and its number.
@@ -210,6 +224,11 @@ impl Question {
         Ok(Self { files })
     }
 
+    /// How long an answer can be; 0: there is nothing to be asked.
+    pub fn longest_answer(&self) -> u64 {
+        if self.files.is_empty() { 0 } else { self.files.len() as u64 * 8 + BLOCKS_MAX * 16 }
+    }
+
     /// As it is sent.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut told = Vec::new();
@@ -220,148 +239,78 @@ impl Question {
         }
         told
     }
+}
 
-    /// Answers one that came: the files are below `directory`.
+/// What is said to a question, as it is made: who has asked may be gone meanwhile.
+pub struct Answer<'a> {
+    below: File,
+    asked: &'a [u8],
+    at_work: Option<Reading>,
+    zeros: Zeros,
+    out: Vec<u8>,
+    taken: usize,
+}
+
+impl<'a> Answer<'a> {
+    /// To a question that came: the files are below `directory`.
     ///
     /// # Errors
-    /// When it is damaged, or a file cannot be read.
-    pub fn answer(directory: &Path, asked: &[u8]) -> Result<Vec<u8>> {
+    /// When the directory is gone.
+    pub fn to(asked: &'a [u8], directory: &Path) -> Result<Self> {
         let below = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
-        let (mut said, mut rest, zeros) = (Vec::new(), asked, Zeros::new());
-        while !rest.is_empty() {
-            let (traits, behind) = rest.split_first_chunk::<16>().context("a question about blocks is cut")?;
-            let end = behind.iter().position(|byte| *byte == 0).context("a path of a question is cut")?;
-            let path = Path::new(OsStr::from_bytes(&behind[..end]));
-            rest = &behind[end + 1..];
-            match sums(&below, path, u128::from_be_bytes(*traits), &zeros) {
-                Ok(Some(sums)) => {
-                    said.extend((sums.len() as u64).to_be_bytes());
-                    sums.iter().for_each(|sum| said.extend(sum.to_be_bytes()));
-                }
-                Ok(None) => said.extend(NONE.to_be_bytes()),
-                Err(error) => return Err(error).with_context(|| format!("sum the blocks of {}", path.display())),
-            }
+        Ok(Self { below, asked, at_work: None, zeros: Zeros::new(), out: Vec::new(), taken: 0 })
+    }
+
+    fn make(&mut self) -> io::Result<()> {
+        let Some(mut reading) = self.at_work.take() else {
+            return self.next_file();
+        };
+        for _ in 0..LOOK_EVERY {
+            let sum = match reading.next()? {
+                None => return Ok(()),
+                Some((_, Piece::Bytes(bytes))) => sum(bytes),
+                Some((_, Piece::Hole(size))) => self.zeros.of(size),
+                Some((_, Piece::Cut)) => return Err(io::Error::other("a file that came is changed by somebody else")),
+            };
+            self.out.extend(sum.to_be_bytes());
         }
-        Ok(said)
+        self.at_work = Some(reading);
+        Ok(())
+    }
+
+    fn next_file(&mut self) -> io::Result<()> {
+        if self.asked.is_empty() {
+            return Ok(());
+        }
+        let cut = || io::Error::other("a question about blocks is cut");
+        let (told, behind) = self.asked.split_first_chunk::<16>().ok_or_else(cut)?;
+        let end = behind.iter().position(|byte| *byte == 0).ok_or_else(cut)?;
+        let path = Path::new(OsStr::from_bytes(&behind[..end]));
+        self.asked = &behind[end + 1..];
+        let file = open(&self.below, path, false).ok();
+        let file = file.filter(|file| traits(file).is_ok_and(|found| found == Some(u128::from_be_bytes(*told))));
+        let reading = file.map(Reading::of).transpose()?.filter(|reading| reading.count() <= BLOCKS_MAX);
+        self.out.extend(reading.as_ref().map_or(NONE, Reading::count).to_be_bytes());
+        self.at_work = reading;
+        Ok(())
     }
 }
 
-/// The sums of a file's blocks; none when it is not as it was told.
-fn sums(below: &File, path: &Path, told: u128, zeros: &Zeros) -> io::Result<Option<Vec<u128>>> {
-    let Ok(file) = open(below, path, false) else { return Ok(None) };
-    if traits(&file)? != Some(told) {
-        return Ok(None);
-    }
-    let (mut reading, mut sums) = (Reading::of(file)?, Vec::new());
-    while let Some((_, piece)) = reading.next()? {
-        match piece {
-            Piece::Bytes(bytes) => sums.push(sum(bytes)),
-            Piece::Hole(size) => sums.push(zeros.of(size)),
-            Piece::Cut => return Ok(None),
+impl Read for Answer<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while self.taken == self.out.len() && (self.at_work.is_some() || !self.asked.is_empty()) {
+            self.out.clear();
+            self.taken = 0;
+            self.make()?;
         }
+        let length = into.len().min(self.out.len() - self.taken);
+        into[..length].copy_from_slice(&self.out[self.taken..self.taken + length]);
+        self.taken += length;
+        Ok(length)
     }
-    Ok(Some(sums))
 }
 
 impl Known {
-    /// Asks the other side what it has of `paths` below `directory`.
-    ///
-    /// # Errors
-    /// When the connection is gone, or the answer is damaged.
-    pub fn ask<R: Read, W: Write>(channel: &mut Channel<R, W>, directory: &Path, paths: Vec<PathBuf>) -> Result<Self> {
-        let question = Question::about(directory, paths)?;
-        if question.files.is_empty() {
-            return Ok(Self::default());
-        }
-        channel.send(&Message::Blocks)?;
-        send_whole(channel, &mut &question.to_bytes()[..], &mut |_| {})?;
-        channel.expect(&Message::Sums)?;
-        let mut said = Vec::new();
-        Bulk::new(channel).read_to_end(&mut said).context("hear what there is of large files")?;
-        Self::from_answer(question, &said)
-    }
-
-    /// Sends what has changed since `before` while the server runs, and notes it there.
-    ///
-    /// # Errors
-    /// When the files cannot be read, or the connection is gone.
-    pub fn send_ahead<R: Read, W: Write>(
-        &mut self,
-        channel: &mut Channel<R, W>,
-        place: &Place,
-        before: &mut Survey,
-        progress: &mut dyn Progress,
-    ) -> Result<Changed> {
-        let survey = place.survey_root()?;
-        let changes = survey.since(before, |path| self.files.contains_key(path));
-        let mut changed = Changed { whole_bytes: changes.size.bytes, patched_bytes: 0 };
-        if !changes.patched.is_empty() {
-            // In this order: see `changes`.
-            place.sync()?;
-            changed.patched_bytes = self.send(channel, place, changes.patched.clone(), progress)?;
-            before.renew(&survey, changes.patched.into_iter().filter(|path| self.files.contains_key(path)));
-        }
-        Ok(changed)
-    }
-
-    /// The same again and again, until what there is to send does not become much less.
-    ///
-    /// # Errors
-    /// As [`Self::send_ahead`].
-    pub fn send_while_less_is_left<R: Read, W: Write>(
-        &mut self,
-        channel: &mut Channel<R, W>,
-        place: &Place,
-        before: &mut Survey,
-        progress: &mut dyn Progress,
-    ) -> Result<()> {
-        let mut last = u64::MAX;
-        loop {
-            let sent = self.send_ahead(channel, place, before, progress)?.patched_bytes;
-            if sent < LITTLE || sent > last / 2 {
-                return Ok(());
-            }
-            last = sent;
-        }
-    }
-
-    /// Sends what has changed in `paths`, which nobody changes any more.
-    ///
-    /// # Errors
-    /// As [`Self::send_ahead`]; when somebody does.
-    pub fn send_at_rest<R: Read, W: Write>(
-        &mut self,
-        channel: &mut Channel<R, W>,
-        place: &Place,
-        paths: &[PathBuf],
-        progress: &mut dyn Progress,
-    ) -> Result<()> {
-        if paths.is_empty() {
-            return Ok(());
-        }
-        let sent = self.send(channel, place, paths.to_vec(), progress)?;
-        log::info!("{} of blocks in {} files", show_bytes(sent), paths.len());
-        match paths.iter().find(|path| !self.files.contains_key(*path)) {
-            None => Ok(()),
-            Some(path) => bail!("{} changes although its server stands still", place.directory.join(path).display()),
-        }
-    }
-
-    fn send<R: Read, W: Write>(
-        &mut self,
-        channel: &mut Channel<R, W>,
-        place: &Place,
-        paths: Vec<PathBuf>,
-        progress: &mut dyn Progress,
-    ) -> Result<u64> {
-        progress.phase("sending changed blocks", None);
-        channel.send(&Message::Patch)?;
-        let mut patch = self.patch(&place.directory, paths)?;
-        let sent = send_whole(channel, &mut patch, &mut |bytes| progress.advance(bytes))?;
-        channel.expect(&Message::Arrived)?;
-        Ok(sent)
-    }
-
     /// What the target said to `question`.
     ///
     /// # Errors
@@ -387,11 +336,27 @@ impl Known {
         Ok(Self { files })
     }
 
-    /// Whether a file below `directory` can be patched as it is now.
-    pub fn fits(&self, directory: &Path, path: &Path) -> bool {
-        let Some(known) = self.files.get(path) else { return false };
-        let now = File::open(directory).and_then(|below| open(&below, path, false)).and_then(|file| traits(&file));
-        now.is_ok_and(|now| now == Some(known.traits))
+    /// Whether files below `directory`, one after the other, can be patched as they are now: all that it says so of, together.
+    ///
+    /// # Errors
+    /// When the directory is gone.
+    pub fn fitting(&self, directory: &Path) -> Result<impl FnMut(&Path) -> bool> {
+        let below = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
+        let mut blocks = self.blocks();
+        Ok(move |path: &Path| {
+            let Some(known) = self.files.get(path) else { return false };
+            let file = open(&below, path, false).ok();
+            file.is_some_and(|file| known.fits(&file, &mut blocks))
+        })
+    }
+
+    /// Whether the blocks of a file are known.
+    pub fn contains(&self, path: &Path) -> bool {
+        self.files.contains_key(path)
+    }
+
+    fn blocks(&self) -> u64 {
+        self.files.values().map(|known| known.sums.len() as u64).sum()
     }
 
     /// What has changed in `paths`, as a stream. Those that are not what they were are left out, and not known any more.
@@ -402,8 +367,10 @@ impl Known {
         let below = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
         Ok(Patch {
             below,
+            blocks: self.blocks(),
             known: self,
             left: paths.into_iter(),
+            read: Duration::ZERO,
             at_work: None,
             zeros: Zeros::new(),
             out: Vec::new(),
@@ -416,7 +383,11 @@ impl Known {
 pub struct Patch<'a> {
     below: File,
     known: &'a mut Known,
+    /// Of all files, those that are left out since aside.
+    blocks: u64,
     left: vec::IntoIter<PathBuf>,
+    /// How long it took so far to make it.
+    pub(super) read: Duration,
     at_work: Option<(PathBuf, Blocks, Reading)>,
     zeros: Zeros,
     out: Vec<u8>,
@@ -441,10 +412,11 @@ impl Patch<'_> {
         }
         for path in self.left.by_ref() {
             let Some(known) = self.known.files.remove(&path) else { continue };
-            let Ok(file) = open(&self.below, &path, false) else { continue };
-            if traits(&file)? != Some(known.traits) {
+            let file = open(&self.below, &path, false).ok();
+            let Some(file) = file.filter(|file| known.fits(file, &mut self.blocks)) else {
+                self.blocks -= known.sums.len() as u64;
                 continue;
-            }
+            };
             let meta = file.metadata()?;
             let reading = Reading::of(file)?;
             let bytes = path.as_os_str().as_bytes();
@@ -476,14 +448,11 @@ impl Patch<'_> {
             }
             if now != there {
                 self.out.extend(number.to_be_bytes());
-                self.out.extend((size as u32).to_be_bytes());
-                match bytes {
-                    Some(bytes) => self.out.extend(bytes),
-                    None => self.out.resize(self.out.len() + size, 0),
-                }
+                self.out.extend(bytes.map_or(0, |bytes| bytes.len() as u32).to_be_bytes());
+                self.out.extend(bytes.unwrap_or_default());
                 return Ok(None);
             }
-            if number % 1024 == 0 {
+            if number % LOOK_EVERY == 0 {
                 interrupt::check().map_err(io::Error::other)?;
             }
         }
@@ -497,6 +466,7 @@ impl Read for Patch<'_> {
         if self.taken == self.out.len() {
             self.out.clear();
             self.taken = 0;
+            let began = Instant::now();
             // A bulk stream has frames of several blocks.
             while self.out.len() < into.len() {
                 let before = self.out.len();
@@ -505,6 +475,7 @@ impl Read for Patch<'_> {
                     break;
                 }
             }
+            self.read += began.elapsed();
         }
         let length = into.len().min(self.out.len() - self.taken);
         into[..length].copy_from_slice(&self.out[self.taken..self.taken + length]);
@@ -540,7 +511,10 @@ pub fn apply(directory: &Path, from: &mut dyn Read) -> Result<()> {
             let at = number.checked_mul(BLOCK as u64).filter(|at| *at < length && size <= BLOCK);
             let Some(at) = at else { bail!("a patch of {} is damaged", path.display()) };
             from.read_exact(&mut block[..size]).context("hear what changed")?;
-            file.write_all_at(&block[..size], at).with_context(what)?;
+            match size {
+                0 => dig(&file, at, length).with_context(what)?,
+                _ => file.write_all_at(&block[..size], at).with_context(what)?,
+            }
         }
         let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
         let modified = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
@@ -548,6 +522,15 @@ pub fn apply(directory: &Path, from: &mut dyn Read) -> Result<()> {
             .with_context(what)?;
     }
     Ok(())
+}
+
+/// Makes a hole of the block at `at` of a file of that length; zeros where its file system knows no holes.
+fn dig(file: &File, at: u64, length: u64) -> io::Result<()> {
+    let size = (length - at).min(BLOCK as u64);
+    match rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, size) {
+        Err(rustix::io::Errno::OPNOTSUPP) => file.write_all_at(&vec![0; size as usize], at),
+        dug => Ok(dug?),
+    }
 }
 
 /// The first word of the next file's patch, if there is one.
@@ -591,8 +574,18 @@ mod tests {
 
     fn known(source: &Path, target: &Path) -> Known {
         let question = Question::about(source, vec![FILE.into(), "volume/none".into()]).unwrap();
-        let answer = Question::answer(target, &question.to_bytes()).unwrap();
-        Known::from_answer(question, &answer).unwrap()
+        let said = answer(target, &question.to_bytes()).unwrap();
+        Known::from_answer(question, &said).unwrap()
+    }
+
+    fn answer(target: &Path, asked: &[u8]) -> Result<Vec<u8>> {
+        let mut said = Vec::new();
+        Answer::to(asked, target)?.read_to_end(&mut said)?;
+        Ok(said)
+    }
+
+    fn fits(known: &Known, source: &Path) -> bool {
+        known.fitting(source).unwrap()(FILE.as_ref())
     }
 
     /// Patches the target, and says how many bytes that took.
@@ -641,7 +634,7 @@ mod tests {
                 prop_assert!(now == there);
                 let [now, there] = [&source, &target].map(|at| fs::metadata(at.path().join(FILE)).unwrap());
                 prop_assert_eq!(now.modified().unwrap(), there.modified().unwrap());
-                prop_assert!(known.fits(source.path(), FILE.as_ref()));
+                prop_assert!(fits(&known, source.path()));
             }
         }
     }
@@ -681,9 +674,9 @@ mod tests {
         ];
         for (number, way) in ways.into_iter().enumerate() {
             let (mut known, source, target) = make();
-            assert!(known.fits(source.path(), FILE.as_ref()));
+            assert!(fits(&known, source.path()));
             way(&source.path().join(FILE));
-            assert!(!known.fits(source.path(), FILE.as_ref()), "{number}");
+            assert!(!fits(&known, source.path()), "{number}");
             assert_eq!(patch(&mut known, source.path(), target.path()), 0, "{number}");
             assert_eq!(known.files.len(), 0);
             // The same at the target, when it is asked.
@@ -694,13 +687,50 @@ mod tests {
     }
 
     #[test]
+    fn what_becomes_a_hole_is_one_there() {
+        let [source, target] = pair(&random(64 * BLOCK, 1));
+        let mut known = known(source.path(), target.path());
+        let file = File::options().write(true).open(source.path().join(FILE)).unwrap();
+        file.set_len(0).unwrap();
+        file.set_len(64 * BLOCK as u64 - 5).unwrap();
+        assert!(patch(&mut known, source.path(), target.path()) < 2000);
+        assert!(fs::read(target.path().join(FILE)).unwrap() == vec![0; 64 * BLOCK - 5]);
+        assert!(fs::metadata(target.path().join(FILE)).unwrap().blocks() * 512 < BLOCK as u64);
+    }
+
+    #[test]
+    fn a_file_that_becomes_too_long_comes_whole() {
+        let [source, target] = pair(&random(3 * BLOCK, 1));
+        let mut known = known(source.path(), target.path());
+        let file = File::options().write(true).open(source.path().join(FILE)).unwrap();
+        file.set_len(LENGTH_MAX).unwrap();
+        assert!(fits(&known, source.path()));
+        file.set_len(LENGTH_MAX + 1).unwrap();
+        assert!(!fits(&known, source.path()));
+        assert_eq!(patch(&mut known, source.path(), target.path()), 0);
+        assert!(known.files.is_empty());
+        // And so where it was before anybody asked.
+        let file = File::options().write(true).open(target.path().join(FILE)).unwrap();
+        file.set_len(LENGTH_MAX + 1).unwrap();
+        let asked = Question::about(source.path(), vec![FILE.into()]).unwrap().to_bytes();
+        assert_eq!(answer(target.path(), &asked).unwrap(), NONE.to_be_bytes());
+    }
+
+    #[test]
+    fn where_an_overlay_has_it_from_does_not_matter() {
+        let [source, target] = pair(&random(3 * BLOCK, 1));
+        setxattr(source.path().join(FILE), "user.overlay.origin", b"", XattrFlags::empty()).unwrap();
+        assert_eq!(known(source.path(), target.path()).files.len(), 1);
+    }
+
+    #[test]
     fn what_is_damaged_is_refused() {
         let [source, target] = pair(&random(3 * BLOCK, 1));
         let question = Question::about(source.path(), vec![FILE.into()]).unwrap();
         let asked = question.to_bytes();
-        assert!(Question::answer(target.path(), &asked[..asked.len() - 1]).is_err());
-        let answer = Question::answer(target.path(), &asked).unwrap();
-        assert!(Known::from_answer(question, &answer[..answer.len() - 1]).is_err());
+        assert!(answer(target.path(), &asked[..asked.len() - 1]).is_err());
+        let said = answer(target.path(), &asked).unwrap();
+        assert!(Known::from_answer(question, &said[..said.len() - 1]).is_err());
         let mut known = known(source.path(), target.path());
         fs::write(source.path().join(FILE), random(3 * BLOCK, 2)).unwrap();
         let mut told = Vec::new();

@@ -16,11 +16,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use rustix::fs::{llistxattr, lremovexattr};
 
+use super::blocks::LENGTH_MAX;
 use super::wire::Size;
 
 /// What has changed so shortly before a survey may change once more and keep its time: times are those of the kernel's last tick, on
 /// some file systems of the last second, and a long write has the time of its beginning.
 const SETTLED_NS: i128 = 5_000_000_000;
+
+/// The same of what was looked at again while its programs run, a file that is written to all the time often: longer than a write takes.
+const RENEWED_SETTLED_NS: i128 = 60_000_000_000;
 
 /// What has rested so long may do so until it is settled.
 const RESTS_NS: i128 = 1_000_000_000;
@@ -154,29 +158,33 @@ impl Survey {
         };
         let mut likely: Vec<(&PathBuf, &Stamp)> = self.files.iter().filter(|(_, stamp)| is_likely(stamp)).collect();
         likely.sort_by_key(|(_, stamp)| std::cmp::Reverse(stamp.changed_ns));
-        let mut left = LIKELY_MAX;
+        // Holes are not read, and have sums.
+        let (mut left, mut left_with_holes) = (LIKELY_MAX, LENGTH_MAX);
         let fits = |(_, stamp): &&(&PathBuf, &Stamp)| {
-            let is_left = left.checked_sub(stamp.disk_bytes);
-            left = is_left.unwrap_or(left);
-            is_left.is_some()
+            match (left.checked_sub(stamp.disk_bytes), left_with_holes.checked_sub(stamp.length)) {
+                (Some(bytes), Some(length)) => (left, left_with_holes) = (bytes, length),
+                _ => return false,
+            }
+            true
         };
         likely.iter().filter(fits).map(|(path, _)| (*path).clone()).collect()
     }
 
-    /// Takes over from a later survey, after which they were read once more, those of `paths` that are in both.
+    /// Takes over from a later survey, after which they were read once more, those of `paths` that are in it.
     pub fn renew(&mut self, later: &Survey, paths: impl Iterator<Item = PathBuf>) {
         for path in paths {
-            if let (Some(known), Some(stamp)) = (self.files.get_mut(&path), later.files.get(&path)) {
-                *known = *stamp;
+            if let Some(stamp) = later.files.get(&path) {
+                self.files.insert(path.clone(), *stamp);
                 self.renewed.insert(path, later.began_ns);
             }
         }
     }
 
     /// What has to be sent to somebody who has everything that was read after the survey `before`. Files that `can_be_patched` are not sent.
-    pub fn since(&self, before: &Survey, can_be_patched: impl Fn(&Path) -> bool) -> Changes {
+    pub fn since(&self, before: &Survey, mut can_be_patched: impl FnMut(&Path) -> bool) -> Changes {
         let is_same = |path: &PathBuf, stamp: &Stamp| {
-            let settled_ns = before.renewed.get(path).unwrap_or(&before.began_ns) - SETTLED_NS;
+            let renewed_ns = before.renewed.get(path).map(|began_ns| began_ns - RENEWED_SETTLED_NS);
+            let settled_ns = renewed_ns.unwrap_or(before.began_ns - SETTLED_NS);
             let is_settled = |known: &Stamp| known.changed_ns < settled_ns || before.settled.contains(path);
             before.files.get(path).is_some_and(|known| known.is_same(stamp) && is_settled(known))
         };
@@ -468,7 +476,7 @@ mod tests {
         let patched = || [PathBuf::from("volume/etc/b")].into_iter();
         before.renew(&survey(root.path()), patched());
         assert_eq!(survey(root.path()).since(&before, is_file).patched.len(), 1);
-        before.renew(&Survey { began_ns: before.began_ns + 60_000_000_000, ..survey(root.path()) }, patched());
+        before.renew(&Survey { began_ns: before.began_ns + 120_000_000_000, ..survey(root.path()) }, patched());
         assert!(survey(root.path()).since(&before, is_file).patched.is_empty());
         fs::write(&file, "THREE").unwrap();
         assert_eq!(survey(root.path()).since(&before, is_file).patched.len(), 1);

@@ -26,6 +26,8 @@ pub struct Round {
     pub bytes: u64,
     /// What has changed in files since they were sent, and will be sent in the pause.
     pub files_bytes: u64,
+    /// How long it takes to read those of which only blocks are sent.
+    pub files_read: Duration,
 }
 
 /// What one knows after a round.
@@ -63,9 +65,10 @@ impl Rounds {
         let least = self.least_wrote.map_or(round.wrote, |least| least.min(round.wrote));
         self.sent += round.sent;
         self.sent_bytes += round.bytes;
-        let memory = round.took.saturating_sub(least).as_secs_f64() * left.unwrap_or(1.0);
+        let memory = round.took.saturating_sub(least + round.files_read).as_secs_f64() * left.unwrap_or(1.0);
         // Of all rounds: what a small one takes is hardly for its bytes.
         let files = self.sent.as_secs_f64() * round.files_bytes as f64 / self.sent_bytes.max(1) as f64;
+        let files = files + round.files_read.as_secs_f64();
         let fixed = 2.0 * least.as_secs_f64();
         (self.last, self.least_wrote) = (Some(round), Some(least));
         // A rate from next to nothing can be any.
@@ -82,7 +85,7 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
 
     fn round(began_s: u32, wrote: Duration, took: Duration, bytes: u64) -> Round {
-        Round { began: began_s * S, wrote, sent: took - wrote, took, bytes, files_bytes: 0 }
+        Round { began: began_s * S, wrote, sent: took - wrote, took, bytes, files_bytes: 0, files_read: Duration::ZERO }
     }
 
     #[test]
@@ -115,6 +118,10 @@ mod tests {
         // A small round takes as long as a larger one, and says nothing of the rate.
         let small = Round { files_bytes: 500, ..round(13, S, 2 * S, 1) };
         assert!((6.9..7.6).contains(&rounds.after(small).pause.as_secs_f64()));
+        // What is read for blocks is read again, however little of it has changed.
+        let read = Round { files_read: S, ..round(14, S, 3 * S, 10) };
+        let pause = rounds.after(read).pause.as_secs_f64();
+        assert!((pause - (2.0 + 1.0 + 1.0)).abs() < 0.001, "{pause}");
         // None of it is memory: no more than that is known.
         let none = Rounds::default().after(Round { files_bytes: u64::MAX, ..round(0, S, S, 0) });
         assert!(none.pause >= 2 * S && none.pause <= LONGEST && !none.is_over);

@@ -462,8 +462,7 @@ impl<'a> Departure<'a> {
             }
             Some(before) => {
                 let now = if self.later.is_some() { Place::survey_thin } else { Place::survey };
-                let known = &self.known;
-                let changes = now(&place, &server.name)?.since(&before, |path| known.fits(&place.directory, path));
+                let changes = now(&place, &server.name)?.since(&before, self.known.fitting(&place.directory)?);
                 log::info!("'{}': {} to send while it stands still", server.name, show_bytes(changes.size.bytes));
                 progress.phase("sending what has changed", Some(changes.size.bytes));
                 self.send_files(server, &place, Wanted::Names(&changes.names), Some(&changes.listing), progress)?;
@@ -531,10 +530,18 @@ impl<'a> Departure<'a> {
             // Now, and not when the server stands still and all that there is has to be on the disk.
             place.sync()?;
             let sent = first.elapsed() - began - wrote;
-            let files_bytes = self.known.send_ahead(self.link.channel()?, place, before, progress)?.bytes();
+            let files = self.known.send_ahead(self.link.channel()?, place, before, progress)?;
             let took = first.elapsed() - began;
             before.include_settled(Survey::take(&place.directory, &[&member])?);
-            let outlook = rounds.after(Round { began, wrote, sent, took, bytes, files_bytes });
+            let outlook = rounds.after(Round {
+                began,
+                wrote,
+                sent,
+                took,
+                bytes,
+                files_bytes: files.bytes(),
+                files_read: files.read(),
+            });
             let expected = outlook.pause.as_secs_f64();
             log::info!(
                 "'{}': round {round}: {} in {:.1} s, a pause of {expected:.1} s is expected",

@@ -13,7 +13,7 @@ use kernel::lock::Flock;
 use kernel::process::wait_for_joined_threads;
 
 use super::alive::{Connection, Limit};
-use super::blocks::{self, Question};
+use super::blocks::{self, Answer};
 use super::files::Place;
 use super::pages::{Event, Relay};
 use super::wire::{Bulk, Deal, Lost, Message, Offer, Problem, is_lost, send_whole, unexpected};
@@ -304,9 +304,8 @@ impl Session<'_> {
     fn tell_blocks(&mut self, place: &Place) -> Result<()> {
         let mut asked = Vec::new();
         Bulk::new(&mut self.channel).read_to_end(&mut asked).context("hear which files may change again")?;
-        let said = Question::answer(&place.directory, &asked)?;
         self.channel.send(&Message::Sums)?;
-        send_whole(&mut self.channel, &mut &said[..], &mut |_| {}).map(drop)
+        send_whole(&mut self.channel, &mut Answer::to(&asked, &place.directory)?, &mut |_| {}).map(drop)
     }
 
     /// The same of thin images; none when they are spent.
