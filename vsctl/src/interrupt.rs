@@ -4,6 +4,7 @@
 //! SIGQUIT and SIGKILL end it at once, as ever; what that leaves behind is found by the next command.
 
 use std::cell::{Cell, RefCell};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
@@ -59,6 +60,13 @@ impl Hold {
         if self.is_outermost {
             EAR.take();
         }
+    }
+}
+
+/// Readable when one has come that nobody has asked for.
+impl AsFd for Hold {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.signals.as_fd()
     }
 }
 

@@ -12,7 +12,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use kernel::lock::Flock;
-use nix::sys::socket::{self, AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType};
+use nix::{
+    sys::signal::{Signal, kill},
+    sys::socket::{self, AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType},
+    unistd::Pid,
+};
 use system_tests::{
     ability,
     command::{eventually, patient, repeated},
@@ -315,14 +319,33 @@ fn a_suspended_server_is_neither_running_nor_stopped(site: &Site) -> Result<()> 
 fn all_of_a_host_are_suspended_and_resumed(site: &Site) -> Result<()> {
     let server = counting(site, "busybox")?;
     let other = site.template("busybox")?.server("web2").start()?;
+    let third = site.template("busybox")?.server("web3").with("--migratable").start()?;
     let before = counted(&server)?;
     let planned = site.ok(["host", "suspend-all", "--plan"])?.text();
-    ensure!(planned == "suspend web1\nsuspend web2" && server.state()? == "running", "{planned}");
+    ensure!(planned == "suspend web1\nsuspend web2\nsuspend web3" && server.state()? == "running", "{planned}");
     // One that cannot be suspended is told, and keeps no other from it.
     site.run(["host", "suspend-all"])?.failure(5, &["'web2' was not started for checkpoints"])?;
     ensure!((server.state()?.as_str(), other.state()?.as_str()) == ("suspended", "running"));
-    ensure!(site.ok(["host", "resume-all", "--plan"])?.text() == "resume web1");
+    ensure!(third.state()? == "suspended");
+    ensure!(site.ok(["host", "resume-all", "--plan"])?.text() == "resume web1\nresume web3");
     site.ok(["host", "resume-all"])?;
+    goes_on(&server, before)?;
+    ensure!(third.sh("echo there")? == "there");
+    // Told to end, the command tells all that it has begun, and none is left between.
+    for after_ms in [5, 50, 200, 500] {
+        let mut command = site.vsctl(["suspend", "web1", "web3"]).spawn()?;
+        thread::sleep(Duration::from_millis(after_ms));
+        let told = kill(Pid::from_raw(command.pid()), Signal::SIGTERM);
+        let done = command.wait()?;
+        let is_over = [&server, &third].map(|server| server.state()).into_iter().collect::<Result<Vec<_>>>()?;
+        let is_known = |state: &String| ["running", "suspended"].contains(&state.as_str());
+        ensure!(is_over.iter().all(is_known), "after {after_ms} ms: {is_over:?}: {done}");
+        // Before it has looked for the first time it ends as any program does.
+        let is_called_off = done.code == 130 || done.code == 128 + 15;
+        ensure!(is_called_off || told.is_err() || !is_over.contains(&"running".to_owned()), "{done}");
+        site.ok(["doctor"])?;
+        site.ok(["host", "resume-all"])?;
+    }
     goes_on(&server, before)
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use super::side_by_side::side_by_side;
 use super::{may_be_down, output, print_error, start};
 use crate::checkpoint;
 use crate::failure;
@@ -49,7 +50,8 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
         output::sentences(&sentences, args.json)?;
         return Ok(broken);
     }
-    let resumed = super::for_each(&suspended, |name| checkpoint::resume(site, name))?;
+    let failed = side_by_side(&suspended, |name| checkpoint::resume(site, name))?;
+    let resumed = failed.first().map_or(0, |(_, code)| *code);
     let started = start::start_all(site, &stopped, Options::default());
     let code = if resumed == 0 { started } else { resumed };
     if args.json {

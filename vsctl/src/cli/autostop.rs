@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{may_be_up, output, print_error, start, stop};
+use super::side_by_side::{Failed, side_by_side};
+use super::{may_be_up, output, start, stop};
 use crate::checkpoint;
-use crate::failure::{self, Exit};
-use crate::interrupt;
+use crate::failure::Exit;
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::stop::Manner;
 use crate::name::Name;
@@ -47,24 +47,12 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     let manner = Manner { timeout: Duration::from_secs(args.timeout), kill: false };
     // First, so that a dump that takes its time costs none of these an orderly end.
     let stopped = stop::stop_all(site, &stopped, &manner);
-    let (mut left, mut refused) = (Vec::new(), 0);
-    for name in suspended {
-        if interrupt::before_more().is_err() {
-            refused = Exit::Interrupted as i32;
-            break;
-        }
-        if let Err(error) = checkpoint::suspend(site, &name, true) {
-            if interrupt::is_interrupt(&error) {
-                print_error(&error);
-                refused = Exit::Interrupted as i32;
-                break;
-            }
-            // It goes on, and the host goes down: an orderly end is what is left for it.
-            print_error(&error);
-            refused = failure::exit_of(&error) as i32;
-            left.push(name);
-        }
-    }
+    let failed = side_by_side(&suspended, |name| checkpoint::suspend(site, name, true))?;
+    let (interrupted, refused): (Failed, Failed) =
+        failed.into_iter().partition(|(_, code)| *code == Exit::Interrupted as i32);
+    // It goes on, and the host goes down: an orderly end is what is left for it. Not so where somebody has called it off.
+    let left: Vec<Name> = refused.iter().filter(|_| interrupted.is_empty()).map(|(name, _)| name.clone()).collect();
+    let refused = interrupted.iter().chain(&refused).next().map_or(0, |(_, code)| *code);
     let ended = stop::stop_all(site, &left, &manner);
     if args.json {
         output::json(&start::states(site, &names)?)?;

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::output;
+use super::side_by_side::side_by_side;
 use crate::checkpoint;
 use crate::failure::{Exit, Failure};
 use crate::lifecycle::facilities::{self, Facilities};
@@ -50,7 +51,7 @@ fn each(
     verb: &str,
     names: impl Iterator<Item = Name>,
     flags: &Flags,
-    act: impl FnMut(&Name) -> Result<()>,
+    act: impl Fn(&Name) -> Result<()>,
 ) -> Result<i32> {
     let names: Vec<Name> = names.collect();
     if flags.plan {
@@ -58,7 +59,7 @@ fn each(
         output::sentences(&sentences, flags.json)?;
         return Ok(0);
     }
-    super::for_each(&names, act)
+    Ok(side_by_side(&names, act)?.first().map_or(0, |(_, code)| *code))
 }
 
 /// Runs the command.

@@ -28,6 +28,7 @@ mod restart;
 mod service;
 mod set;
 mod show;
+mod side_by_side;
 mod start;
 mod status;
 mod stop;

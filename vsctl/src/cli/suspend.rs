@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::output;
+use super::side_by_side::side_by_side;
 use crate::checkpoint;
 use crate::name::Name;
 use crate::site::Site;
@@ -43,10 +44,12 @@ pub struct ResumeArgs {
 /// # Errors
 /// When a server does not run, or cannot be dumped; then it goes on.
 pub fn run(args: Args, site: &Site) -> Result<i32> {
-    super::for_each(&args.names, |name| match args.plan {
-        true => output::sentences(&checkpoint::plan_suspend(site, name)?, args.json),
-        false => checkpoint::suspend(site, name, false),
-    })
+    if args.plan {
+        return super::for_each(&args.names, |name| {
+            output::sentences(&checkpoint::plan_suspend(site, name)?, args.json)
+        });
+    }
+    all(&args.names, |name| checkpoint::suspend(site, name, false))
 }
 
 /// Runs `resume`.
@@ -54,8 +57,14 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
 /// # Errors
 /// When a server is not suspended, or cannot be restored; then it stays suspended.
 pub fn run_resume(args: ResumeArgs, site: &Site) -> Result<i32> {
-    super::for_each(&args.names, |name| match args.plan {
-        true => output::sentences(&checkpoint::plan_resume(site, name)?, args.json),
-        false => checkpoint::resume(site, name),
-    })
+    if args.plan {
+        return super::for_each(&args.names, |name| {
+            output::sentences(&checkpoint::plan_resume(site, name)?, args.json)
+        });
+    }
+    all(&args.names, |name| checkpoint::resume(site, name))
+}
+
+fn all(names: &[Name], work: impl Fn(&Name) -> Result<()>) -> Result<i32> {
+    Ok(side_by_side(names, work)?.first().map_or(0, |(_, code)| *code))
 }
