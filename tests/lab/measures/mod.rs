@@ -3,6 +3,7 @@
 
 mod disk;
 mod ground;
+mod outside;
 mod pause;
 mod report;
 mod timed;
@@ -17,7 +18,7 @@ use crate::Options;
 use disk::Disk;
 use ground::{Kind, LOAD};
 use pause::Pause;
-use report::{Table, ratio, replace, seconds};
+use report::{Table, per_100_mib, ratio, replace, seconds};
 
 /// The host, twice.
 const HOST: &str = "debian-13";
@@ -73,6 +74,7 @@ fn measure(pair: &Pair, filter: &str, began: Instant) -> (String, Result<()>) {
 /// All that is measured, as far as it is.
 struct Tables {
     pauses: Table,
+    outside: Table,
     whole: Table,
     dumps: Table,
     restores: Table,
@@ -93,6 +95,13 @@ impl Tables {
                 "`--near-live --postcopy`",
                 "`--live --postcopy`",
             ]),
+            outside: Table::new(&[
+                "server",
+                "no ping, `--near-live`",
+                "`--live`",
+                "no TCP echo, `--near-live`",
+                "`--live`",
+            ]),
             whole: Table::new(&[
                 "server",
                 "`migrate --near-live`",
@@ -104,13 +113,14 @@ impl Tables {
                 "server",
                 "images",
                 "`vsctl suspend`",
+                "per 100 MiB",
                 "CRIU in it",
                 "bare `criu dump`",
                 "its images synced",
                 "ratio (without a bare one: to CRIU in it)",
                 "wanted",
             ]),
-            restores: Table::new(&["server", "`vsctl resume`", "CRIU in it", "ratio", "wanted"]),
+            restores: Table::new(&["server", "`vsctl resume`", "per 100 MiB", "CRIU in it", "ratio", "wanted"]),
             sent: Table::new(&["server", "sent", "changed", "sent / changed", "wanted"]),
         }
     }
@@ -121,6 +131,9 @@ impl Tables {
             kind.begin(a, a).with_context(|| format!("begin {}", kind.what))?;
             let pause = pause::measure(pair, kind.rounds).with_context(|| kind.what.to_owned())?;
             self.add_pause(kind.what, &pause);
+            let outside = outside::measure(pair).with_context(|| kind.what.to_owned())?;
+            let cells = outside.ping.iter().chain(&outside.echo).map(|gap| format!("{:.2} s", gap.as_secs_f64()));
+            self.outside.add(std::iter::once(kind.what.to_owned()).chain(cells).collect());
             let can_be_bare = kind.template == "busybox";
             let disk = disk::measure(a, kind.rounds, can_be_bare).with_context(|| kind.what.to_owned())?;
             self.add_disk(kind.what, &disk);
@@ -150,17 +163,20 @@ impl Tables {
         let [by, met] = ratio(disk.suspend.median(), criu, DISK);
         let [suspend, criu, bare, sync] =
             [&disk.suspend, &disk.criu_in_suspend, &disk.bare_dump, &disk.bare_sync].map(seconds);
-        self.dumps.add(vec![what.to_owned(), images, suspend, criu, bare, sync, by, met]);
+        let per = |sample| per_100_mib(sample, disk.bytes);
+        self.dumps.add(vec![what.to_owned(), images, suspend, per(&disk.suspend), criu, bare, sync, by, met]);
         let [by, met] = ratio(disk.resume.median(), disk.criu_in_resume.median(), DISK);
         let [resume, criu] = [&disk.resume, &disk.criu_in_resume].map(seconds);
-        self.restores.add(vec![what.to_owned(), resume, criu, by, met]);
+        self.restores.add(vec![what.to_owned(), resume, per(&disk.resume), criu, by, met]);
     }
 
     fn render(&self) -> String {
-        let Self { pauses, whole, dumps, restores, sent } = self;
-        let [pauses, whole, dumps, restores, sent] = [pauses, whole, dumps, restores, sent].map(Table::render);
+        let Self { pauses, outside, whole, dumps, restores, sent } = self;
+        let [pauses, outside, whole, dumps, restores, sent] =
+            [pauses, outside, whole, dumps, restores, sent].map(Table::render);
         format!(
-            "Silence, as a listener on the network hears it:\n\n{pauses}\nWhole commands:\n\n{whole}\nTo the disk:\n\n{dumps}\n\
+            "Silence, as a listener on the network hears it:\n\n{pauses}\nWithout an answer, as who asks from outside sees it (one move \
+             each):\n\n{outside}\nWhole commands:\n\n{whole}\nTo the disk:\n\n{dumps}\n\
              Back:\n\n{restores}\nA volume:\n\n{sent}"
         )
     }

@@ -45,6 +45,13 @@ pub fn seconds(sample: &Sample) -> String {
     }
 }
 
+/// Of a median, how much of it is for 100 MiB of `bytes`. Of less than half of that it would say nothing.
+pub fn per_100_mib(sample: &Sample, bytes: u64) -> String {
+    let hundreds = bytes as f64 / f64::from(100 << 20);
+    let per = sample.median().filter(|_| hundreds >= 0.5).map(|median| median / 1e3 / hundreds);
+    per.map_or("–".into(), |per| format!("{per:.2} s"))
+}
+
 /// How one value is to another, and whether that is at most what is wanted.
 pub fn ratio(ours: Option<f64>, other: Option<f64>, wanted: f64) -> [String; 2] {
     let ratio = ours.zip(other).map(|(ours, other)| ours / other);
@@ -91,6 +98,7 @@ mod tests {
         assert_eq!(seconds(&sample), "–");
         [3, 1, 2].map(Duration::from_secs).into_iter().for_each(|took| sample.add(took));
         assert_eq!(seconds(&sample), "2.00 s (of 3)");
+        assert_eq!([per_100_mib(&sample, 400 << 20), per_100_mib(&sample, 1 << 20)], ["0.50 s", "–"]);
         let mut table = Table::new(&["a", "b"]);
         table.add(vec!["1".into(), "2".into()]);
         assert_eq!(table.render(), "| a | b |\n|---|---|\n| 1 | 2 |\n");
