@@ -2,9 +2,9 @@
 
 use std::{
     fs,
-    io::{Read, Write},
-    net::{Ipv4Addr, Ipv6Addr, TcpStream},
-    os::{fd::AsRawFd, unix::fs::PermissionsExt},
+    io::Read,
+    net::TcpStream,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -14,7 +14,6 @@ use anyhow::{Context, Result, ensure};
 use kernel::lock::Flock;
 use nix::{
     sys::signal::{Signal, kill},
-    sys::socket::{self, AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType},
     unistd::Pid,
 };
 use system_tests::{
@@ -26,8 +25,16 @@ use system_tests::{
     site::Site,
 };
 
+#[path = "checkpoint/connections.rs"]
+mod connections;
+
+use connections::{
+    a_connection_goes_on_after_resume, a_connection_that_it_made_goes_on, neighbours_are_told_where_it_is, stream_later,
+};
+
 promises![
     a_connection_goes_on_after_resume,
+    a_connection_that_it_made_goes_on,
     a_console_goes_on_after_resume,
     neighbours_are_told_where_it_is,
     a_damaged_checkpoint_starts_nothing,
@@ -137,37 +144,6 @@ fn resumed_it_goes_on_where_it_was(site: &Site, template: &str) -> Result<()> {
     Ok(())
 }
 
-fn a_connection_goes_on_after_resume(site: &Site) -> Result<()> {
-    let server = counting(site, "busybox")?;
-    server.sh("setsid nc -l -p 7000 -e cat >/dev/null 2>&1 </dev/null &")?;
-    let address = server.ipv4()?;
-    let mut stream = eventually("a connection", GUEST_LIMIT, || TcpStream::connect((address.as_str(), 7000)).ok())?;
-    stream.set_read_timeout(Some(patient(GUEST_LIMIT)))?;
-    let mut echo = |line: &str| -> Result<()> {
-        stream.write_all(line.as_bytes())?;
-        let mut answer = vec![0; line.len()];
-        stream.read_exact(&mut answer).with_context(|| format!("the echo of {line}"))?;
-        ensure!(answer == line.as_bytes(), "{:?} came back for {line}", String::from_utf8_lossy(&answer));
-        Ok(())
-    };
-    echo("before")?;
-    site.ok(["suspend", "web1"])?;
-    site.ok(["resume", "web1"])?;
-    echo("after")?;
-    // What is sent while it is not there arrives when it is.
-    site.ok(["suspend", "web1"])?;
-    stream_later(&mut stream, b"meanwhile")?;
-    site.ok(["resume", "web1"])?;
-    let mut answer = [0; 9];
-    stream.read_exact(&mut answer).context("the echo of what was sent meanwhile")?;
-    ensure!(&answer == b"meanwhile");
-    Ok(())
-}
-
-fn stream_later(stream: &mut TcpStream, bytes: &[u8]) -> Result<()> {
-    stream.write_all(bytes).context("send into the void")
-}
-
 fn a_console_goes_on_after_resume(site: &Site) -> Result<()> {
     let server = counting(site, "busybox")?;
     site.ok(["suspend", "web1"])?;
@@ -178,40 +154,6 @@ fn a_console_goes_on_after_resume(site: &Site) -> Result<()> {
     console.send("\r")?;
     console.expect("login:")?;
     Ok(())
-}
-
-/// RFC 5227, 2.3, and RFC 4861, 7.2.6: where it has come to, those know it who have not asked.
-fn neighbours_are_told_where_it_is(site: &Site) -> Result<()> {
-    const HEARD_BYTES: usize = 128;
-    let server = counting(site, "busybox")?;
-    let (four, six): (Ipv4Addr, Ipv6Addr) = (server.ipv4()?.parse()?, server.ipv6()?.parse()?);
-    let mac = server.sh("ip link show eth0 | awk '/ether/ { print $2 }'")?;
-    let mac = mac.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<_>, _>>()?;
-    site.ok(["suspend", "web1"])?;
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket::socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
-    // It hears all that is said on the host, until somebody listens.
-    socket::setsockopt(&socket, socket::sockopt::RcvBufForce, &(16 << 20))?;
-    site.ok(["resume", "web1"])?;
-    let bridge = nix::net::if_::if_nametoindex(site.bridge().as_str())? as usize;
-    // What asks for the address that sends it, and what overrides where an address is.
-    let (four, six) = (four.octets(), six.octets());
-    let arp = [&[0xff; 6][..], &mac, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &mac, &four, &[0; 6], &four].concat();
-    let to_all = [&[0x33, 0x33, 0, 0, 0, 1][..], &mac, &[0x86, 0xdd]].concat();
-    let claim = [&[0x20, 0, 0, 0][..], &six, &[2, 1], &mac].concat();
-    let mut told = [false; 2];
-    eventually("an ARP request and a neighbour advertisement", GUEST_LIMIT, || {
-        let mut bytes = [0; HEARD_BYTES];
-        while let Ok((length, from)) = socket::recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut bytes) {
-            // Behind the port: what has come as far as the bridge itself has passed the rules, and everybody there has it.
-            let frame = if from?.ifindex() == bridge { &bytes[..length.min(HEARD_BYTES)] } else { continue };
-            told[0] |= frame == arp;
-            let is_claim = frame.len() == 86 && frame.starts_with(&to_all) && frame.ends_with(&claim);
-            told[1] |= is_claim && frame[22..38] == six && frame[54] == 136;
-        }
-        (told == [true; 2]).then_some(())
-    })
-    .with_context(|| format!("ARP, advertisement: {told:?}"))
 }
 
 fn a_damaged_checkpoint_starts_nothing(site: &Site) -> Result<()> {
