@@ -51,7 +51,10 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
         return Ok(broken);
     }
     let failed = side_by_side(&suspended, |name| checkpoint::resume(site, name))?;
-    let resumed = failed.first().map_or(0, |(_, code)| *code);
+    if failed.is_interrupted() {
+        return Ok(failed.code());
+    }
+    let resumed = failed.code();
     let started = start::start_all(site, &stopped, Options::default());
     let code = if resumed == 0 { started } else { resumed };
     if args.json {

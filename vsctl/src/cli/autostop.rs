@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::side_by_side::{Failed, side_by_side};
+use super::side_by_side::side_by_side;
 use super::{may_be_up, output, start, stop};
 use crate::checkpoint;
 use crate::failure::Exit;
@@ -35,8 +35,8 @@ pub struct Args {
 /// # Errors
 /// When the servers cannot be listed. That one could not be suspended, and was stopped, is told by the exit code.
 pub fn run(args: Args, site: &Site) -> Result<i32> {
-    let mut names = store::names(site)?;
-    names.retain(|name| may_be_up(site, name));
+    let all = store::names(site)?;
+    let names: Vec<Name> = all.iter().filter(|name| may_be_up(site, name)).cloned().collect();
     let (suspended, stopped): (Vec<Name>, Vec<Name>) = names.iter().cloned().partition(|name| can_be(site, name));
     if args.plan {
         let suspends = suspended.iter().map(|name| format!("suspend {name}"));
@@ -44,15 +44,24 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
         output::sentences(&sentences, args.json)?;
         return Ok(0);
     }
+    all.iter().for_each(|name| store::try_forget_leaving(site, name));
     let manner = Manner { timeout: Duration::from_secs(args.timeout), kill: false };
     // First, so that a dump that takes its time costs none of these an orderly end.
     let stopped = stop::stop_all(site, &stopped, &manner);
     let failed = side_by_side(&suspended, |name| checkpoint::suspend(site, name, true))?;
-    let (interrupted, refused): (Failed, Failed) =
-        failed.into_iter().partition(|(_, code)| *code == Exit::Interrupted as i32);
-    // It goes on, and the host goes down: an orderly end is what is left for it. Not so where somebody has called it off.
-    let left: Vec<Name> = refused.iter().filter(|_| interrupted.is_empty()).map(|(name, _)| name.clone()).collect();
-    let refused = interrupted.iter().chain(&refused).next().map_or(0, |(_, code)| *code);
+    if failed.is_interrupted() {
+        return Ok(failed.code());
+    }
+    // There may be room for one where there was none for several.
+    let is_full = |code: &i32| *code == Exit::NoSpace as i32;
+    let (full, mut refused): (Vec<_>, Vec<_>) = failed.0.into_iter().partition(|(_, code)| is_full(code));
+    for (name, _) in full {
+        let once_more = side_by_side(&[name], |name| checkpoint::suspend(site, name, true))?;
+        refused.extend(once_more.0);
+    }
+    // It goes on, and the host goes down: an orderly end is what is left for it.
+    let left: Vec<Name> = refused.iter().map(|(name, _)| name.clone()).collect();
+    let refused = refused.first().map_or(0, |(_, code)| *code);
     let ended = stop::stop_all(site, &left, &manner);
     if args.json {
         output::json(&start::states(site, &names)?)?;

@@ -59,7 +59,7 @@ fn each(
         output::sentences(&sentences, flags.json)?;
         return Ok(0);
     }
-    Ok(side_by_side(&names, act)?.first().map_or(0, |(_, code)| *code))
+    Ok(side_by_side(&names, act)?.code())
 }
 
 /// Runs the command.

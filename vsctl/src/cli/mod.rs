@@ -219,13 +219,11 @@ fn finish(outcome: Result<i32>) -> ExitCode {
 /// Prints an error and what belongs to it, once.
 pub fn print_error(error: &anyhow::Error) {
     let (sentence, outcome) = Outcome::apart(error);
-    eprintln!("vsctl: {}", harmless(&sentence));
-    if let Some(outcome) = outcome {
-        eprintln!("  {}", harmless(&outcome));
-    }
-    if let Some(hint) = failure::hint_of(error) {
-        eprintln!("  hint: {}", harmless(hint));
-    }
+    let mut said = format!("vsctl: {}\n", harmless(&sentence));
+    said.extend(outcome.map(|outcome| format!("  {}\n", harmless(&outcome))));
+    said.extend(failure::hint_of(error).map(|hint| format!("  hint: {}\n", harmless(hint))));
+    // At once: others may be printing, too. Without anybody who could read it there is nobody to be told.
+    let _ = std::io::stderr().write_all(said.as_bytes());
 }
 
 /// Without what a terminal would obey: names that a guest or another host has chosen may be in it.

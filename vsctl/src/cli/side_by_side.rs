@@ -2,32 +2,47 @@
 
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
 use std::thread::available_parallelism;
 
 use anyhow::{Context, Result};
 use kernel::process::{CloneOptions, Fork, PidFd, fork};
 use nix::errno::Errno;
-use nix::libc::SIGTERM;
+use nix::libc::{SIGHUP, SIGINT, SIGTERM};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::print_error;
-use crate::failure::{Exit, exit_of};
+use crate::failure::{Exit, Failure, exit_of};
 use crate::interrupt::{self, Hold};
 use crate::name::Name;
 
 /// Those of which it failed, with the exit codes.
-pub type Failed = Vec<(Name, i32)>;
+#[derive(Debug, Default)]
+pub struct Failed(pub Vec<(Name, i32)>);
+
+impl Failed {
+    /// That of the first; when somebody has called it off, that.
+    pub fn code(&self) -> i32 {
+        let first = self.0.first().map_or(0, |(_, code)| *code);
+        if self.is_interrupted() { Exit::Interrupted as i32 } else { first }
+    }
+
+    /// Whether somebody has called it off.
+    pub fn is_interrupted(&self) -> bool {
+        self.0.iter().any(|(_, code)| *code == Exit::Interrupted as i32)
+    }
+}
 
 /// Does `work` to all `names`, as many at once as there are processors, and goes on past failures, which have been printed. ^C and the
 /// like reach all that are at work, and none is begun after them.
 ///
 /// # Errors
-/// When there can be no child, or nobody was at work when it was interrupted.
+/// When nobody was at work when it was interrupted.
 pub fn side_by_side(names: &[Name], work: impl Fn(&Name) -> Result<()>) -> Result<Failed> {
-    let mut failed = Failed::new();
+    let mut failed = Vec::new();
     if let [name] = names {
         failed.extend(code_of(work(name)).map(|code| (name.clone(), code)));
-        return Ok(failed);
+        return Ok(Failed(failed));
     }
     let at_once = available_parallelism().map_or(1, usize::from);
     let mut hold = Some(Hold::begin()?);
@@ -43,15 +58,9 @@ pub fn side_by_side(names: &[Name], work: impl Fn(&Name) -> Result<()>) -> Resul
         }
         while interrupted.is_none() && at_work.len() < at_once {
             let Some(name) = left.next() else { break };
-            // Else both would print what is in it.
-            std::io::stdout().flush().context("write to standard output")?;
-            match fork(&CloneOptions::default())? {
-                Fork::Child => {
-                    drop(hold.take());
-                    let done = interrupt::before_more().and_then(|()| work(name));
-                    std::process::exit(code_of(done).unwrap_or(0));
-                }
-                Fork::Parent { pidfd, .. } => at_work.push((name.clone(), pidfd)),
+            match begin(name, &work, &mut hold) {
+                Ok(process) => at_work.push((name.clone(), process)),
+                Err(error) => failed.extend(code_of(Err(error)).map(|code| (name.clone(), code))),
             }
         }
         if at_work.is_empty() {
@@ -61,16 +70,38 @@ pub fn side_by_side(names: &[Name], work: impl Fn(&Name) -> Result<()>) -> Resul
         if let Some(at) = ended {
             let (name, process) = at_work.swap_remove(at);
             let status = process.reap()?;
-            if !status.success() {
-                failed.push((name, status.code().unwrap_or(Exit::Failed as i32)));
-            }
+            let code = match (status.code(), status.signal()) {
+                // Before it has held them back it ends of them.
+                (_, Some(SIGHUP | SIGINT | SIGTERM)) if interrupted.is_some() => Exit::Interrupted as i32,
+                (Some(code), _) => code,
+                (None, signal) => {
+                    let message = format!("what worked on '{name}' was killed (signal {})", signal.unwrap_or_default());
+                    code_of(Err(Failure::new(Exit::Failed, message).into())).unwrap_or(0)
+                }
+            };
+            failed.extend(Some((name, code)).filter(|(_, code)| *code != 0));
         }
     }
     let order = |name: &Name| names.iter().position(|known| known == name);
     failed.sort_by_key(|(name, _)| order(name));
+    let failed = Failed(failed);
     match interrupted {
-        Some(error) if !failed.iter().any(|(_, code)| *code == Exit::Interrupted as i32) => Err(error),
+        Some(error) if !failed.is_interrupted() => Err(error),
         _ => Ok(failed),
+    }
+}
+
+/// Begins the work on one; does not come back in the child.
+fn begin(name: &Name, work: &impl Fn(&Name) -> Result<()>, hold: &mut Option<Hold>) -> Result<PidFd> {
+    // Else both would print what is in it.
+    std::io::stdout().flush().context("write to standard output")?;
+    match fork(&CloneOptions::default())? {
+        Fork::Child => {
+            drop(hold.take());
+            let done = interrupt::before_more().and_then(|()| work(name));
+            std::process::exit(code_of(done).unwrap_or(0));
+        }
+        Fork::Parent { pidfd, .. } => Ok(pidfd),
     }
 }
 

@@ -51,6 +51,9 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     let mut names = args.names;
     if args.all {
         names = store::names(site)?;
+        if !args.plan {
+            names.iter().for_each(|name| store::try_forget_leaving(site, name));
+        }
         names.retain(|name| may_be_up(site, name));
     }
     if args.plan {

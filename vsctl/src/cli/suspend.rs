@@ -66,5 +66,5 @@ pub fn run_resume(args: ResumeArgs, site: &Site) -> Result<i32> {
 }
 
 fn all(names: &[Name], work: impl Fn(&Name) -> Result<()>) -> Result<i32> {
-    Ok(side_by_side(names, work)?.first().map_or(0, |(_, code)| *code))
+    Ok(side_by_side(names, work)?.code())
 }
