@@ -183,25 +183,27 @@ fn mark<T: serde::de::DeserializeOwned>(file: &Path) -> Result<Option<T>> {
     Ok(Some(toml::from_str(&text).map_err(bad)?))
 }
 
-/// `leaving.toml`: there while a server that ran is on its way to another host, and is this host's still. When its command was killed in
-/// the pause, nothing else tells that the server did not stop by somebody's wish.
+/// `leaving.toml`: there while a server that runs is on its way to another host, and is this host's still. When its command is killed,
+/// nothing else tells that the server does not stand still by somebody's wish.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Leaving {
     /// The other host.
     pub peer: String,
+    /// The command stops or suspends it, or has done so: before that, a server that is down has ended by itself.
+    pub is_pausing: bool,
 }
 
 fn leaving_file(site: &Site, name: &Name) -> PathBuf {
     site.server(name).join("leaving.toml")
 }
 
-/// Notes that a server that runs leaves for `peer`, on the disk.
+/// Notes that a server leaves, on the disk.
 ///
 /// # Errors
 /// When the disk refuses.
-pub fn note_leaving(site: &Site, name: &Name, peer: &str) -> Result<()> {
-    let text = toml::to_string(&Leaving { peer: peer.to_owned() }).context("write the mark as TOML")?;
+pub fn note_leaving(site: &Site, name: &Name, leaving: &Leaving) -> Result<()> {
+    let text = toml::to_string(leaving).context("write the mark as TOML")?;
     Ok(kernel::file::write_atomic(&leaving_file(site, name), text.as_bytes())?)
 }
 
@@ -219,11 +221,19 @@ pub fn leaving(site: &Site, name: &Name) -> Result<Option<Leaving>> {
 /// When the disk refuses.
 pub fn forget_leaving(site: &Site, name: &Name) -> Result<()> {
     let file = leaving_file(site, name);
-    match fs::remove_file(&file) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("remove {}", file.display()))
-        }
-        _ => Ok(()),
+    let about = || format!("remove {}", file.display());
+    // Looked for first: where the disk can only be read, removing what is not there fails, too.
+    if !file.try_exists().with_context(about)? {
+        return Ok(());
+    }
+    fs::remove_file(&file).with_context(about)?;
+    Ok(kernel::file::sync_entry(&file)?)
+}
+
+/// The same for who cannot do anything else about it: that it is not forgotten is a warning.
+pub fn try_forget_leaving(site: &Site, name: &Name) {
+    if let Err(error) = forget_leaving(site, name) {
+        log::warn!("'{name}': {error:#}");
     }
 }
 

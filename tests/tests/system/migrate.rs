@@ -517,7 +517,23 @@ fn a_command_that_was_killed_when_the_server_stood_still_is_told_of(site: &Site)
     site.ok(["stop", "web1"])?;
     site.ok(["doctor"])?;
     ensure!(server.state()? == "stopped");
-    Ok(())
+    // While it shuts down, its monitor ends what the command has begun; and who migrates it again has it run there.
+    site.ok(["start", "web1"])?;
+    stops_slowly(site, &server)?;
+    let mut moving = site.vsctl(MOVE).spawn()?;
+    let mark = server.directory().join("leaving.toml");
+    let is_pausing = || fs::read_to_string(&mark).ok().filter(|text| text.contains("is_pausing = true")).map(drop);
+    eventually("a server that is being stopped", GUEST_LIMIT, is_pausing)?;
+    std::thread::sleep(Duration::from_millis(500));
+    kill(moving.pid(), Signal::SIGKILL)?;
+    moving.wait()?;
+    eventually("a server that is stopped", GUEST_LIMIT, || (server.state().ok()? == "stopped").then_some(()))?;
+    let found = site.run(["doctor"])?.text();
+    ensure!(found.contains("it ran, and is stopped since"), "{found}");
+    site.ok(MOVE)?;
+    let there = Running::adopt(&hosts.to, "web1");
+    ensure!(there.state()? == "running", "it is {}", there.state()?);
+    hosts.nothing_at(site)
 }
 
 fn a_disk_that_is_full_there_leaves_it_here(site: &Site) -> Result<()> {
@@ -604,11 +620,8 @@ fn a_side_that_is_stopped_is_taken_for_lost(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn long_work_is_no_silence(site: &Site) -> Result<()> {
-    let hosts = hosts(site)?;
-    shorten_silence(&hosts)?;
-    let server = site.template("busybox")?.server("web1").start()?;
-    // Here it is the stop that takes long, and there the unpacking: somebody holds its tar.
+/// Has the server take so many seconds for its end as no side may be silent.
+fn stops_slowly(site: &Site, server: &Running) -> Result<()> {
     let slow = format!(
         "exec = [\"/bin/sh\", \"-c\", \"trap 'sleep {}; echo slowly >/root/ended; exit 0' TERM; while :; do sleep 0.1; done\"]\nstop_timeout_ms = 600000\n",
         LONG_S
@@ -617,6 +630,15 @@ fn long_work_is_no_silence(site: &Site) -> Result<()> {
     site.ok(["push", "web1", &site.path("slow.toml").display().to_string(), "/etc/vsinit/slow.toml"])?;
     site.ok(["restart", "web1"])?;
     server.until("ps | grep -v grep | grep -q 'trap.*slowly'")?;
+    Ok(())
+}
+
+fn long_work_is_no_silence(site: &Site) -> Result<()> {
+    let hosts = hosts(site)?;
+    shorten_silence(&hosts)?;
+    let server = site.template("busybox")?.server("web1").start()?;
+    // Here it is the stop that takes long, and there the unpacking: somebody holds its tar.
+    stops_slowly(site, &server)?;
     server.sh("head -c 32000000 /dev/urandom >/root/big")?;
     let mut moving = site.vsctl(MOVE).spawn()?;
     let tar = eventually("a tar that unpacks", GUEST_LIMIT, || {

@@ -195,6 +195,9 @@ pub fn create(site: &Site, name: &Name, label: &Name, then: Then) -> Result<Kept
     let lock = store::lock(site, name)?;
     let server = store::load(site, name)?;
     let source = source(site, &server, &lock, label)?;
+    if then == Then::End {
+        store::forget_leaving(site, name)?;
+    }
     clear(site, name)?;
     let draft = Draft::begin(site, &server, label)?;
     let outcome = match &source {
@@ -433,6 +436,7 @@ pub fn restore(site: &Site, name: &Name, label: &Name, discard: bool) -> Result<
     }
     check_down(site, name, discard)?;
     kept.check(site, &server)?;
+    store::forget_leaving(site, name)?;
     clear(site, name)?;
     let (aside, volume) = (aside(site, name), volume::directory(site, name));
     let made = DirBuilder::new().mode(0o700).create(&aside).with_context(|| format!("make {}", aside.display()));

@@ -69,8 +69,8 @@ const UNFINISHED: &str = "new";
 pub fn suspend(site: &Site, name: &Name, with_host: bool) -> Result<()> {
     let lock = store::lock(site, name)?;
     let server = store::load(site, name)?;
-    let subject = Subject::find(site, &server, &lock)?;
     store::forget_leaving(site, name)?;
+    let subject = Subject::find(site, &server, &lock)?;
     clear(site, name)?;
     put_down(site, &server, &subject, with_host)
 }

@@ -220,6 +220,8 @@ impl Round<'_> {
                 leaving.peer
             );
             match state {
+                // It has ended by itself, or somebody has stopped it, before the command did.
+                State::Stopped | State::Suspended if !leaving.is_pausing => {}
                 State::Stopped => {
                     self.left(subject, &detail, |round| start::begin_held(round.site, &name, lock)?.finish(round.site))
                 }
@@ -230,7 +232,8 @@ impl Round<'_> {
                     freeze::let_go_on(round.site, &name)?;
                     store::forget_leaving(round.site, &name)
                 }),
-                State::Running if self.fix => store::forget_leaving(self.site, &name)?,
+                // One that is being stopped is not forgotten before it has.
+                State::Running if self.fix && !leaving.is_pausing => store::forget_leaving(self.site, &name)?,
                 // Another finding is about these.
                 _ => {}
             }

@@ -44,8 +44,8 @@ pub fn check(site: &Site, name: &Name, action: Action) -> Result<()> {
 /// When it does not run, or some process does not stand still in time; then none does.
 pub fn freeze(site: &Site, name: &Name) -> Result<()> {
     let _lock = store::lock(site, name)?;
+    store::try_forget_leaving(site, name);
     check(site, name, Action::Freeze)?;
-    store::forget_leaving(site, name)?;
     hold(site, name)?;
     events::note(site, name, Kind::Frozen);
     Ok(())
@@ -77,7 +77,7 @@ pub fn thaw(site: &Site, name: &Name) -> Result<()> {
     let _lock = store::lock(site, name)?;
     check(site, name, Action::Thaw)?;
     let_go_on(site, name)?;
-    store::forget_leaving(site, name)?;
+    store::try_forget_leaving(site, name);
     events::note(site, name, Kind::Thawed);
     Ok(())
 }

@@ -54,7 +54,7 @@ const STUBBORN_MS: u64 = 10_000;
 pub fn stop(site: &Site, name: &Name, manner: &Manner) -> Result<()> {
     let _lock = store::lock(site, name)?;
     store::load(site, name)?;
-    store::forget_leaving(site, name)?;
+    store::try_forget_leaving(site, name);
     match state::of(site, name)? {
         State::Running | State::Frozen => stop_locked(site, name, manner),
         // Interrupted half way: nothing runs, and taking it back is what was asked for.

@@ -33,7 +33,7 @@ use crate::lifecycle::{create, execute, start};
 use crate::name::Name;
 use crate::site::Site;
 use crate::size::show_bytes;
-use crate::store::{self, Migration, Server, Side};
+use crate::store::{self, Leaving, Migration, Server, Side};
 use crate::template::progress::Progress;
 use crate::template::{Held, Templates};
 
@@ -141,6 +141,8 @@ pub fn go(
     progress.phase("checking", None);
     let mut departure = Departure::open(site, host, &server, true)?;
     let found = departure.offer(&server, found, pause)?;
+    // One that stands still since an attempt that was interrupted goes on there.
+    let starts = found.runs || store::leaving(site, name)?.is_some_and(|leaving| leaving.is_pausing);
     // Until here an end leaves nothing behind.
     let hold = Hold::begin()?;
     departure.working = departure.link.alive();
@@ -153,7 +155,7 @@ pub fn go(
         departure.working = None;
         interrupt::check()?;
         hold.ignore();
-        departure.give_up_right(found.runs)
+        departure.give_up_right(starts)
     });
     departure.working = None;
     if let Err(error) = given_up.map_err(interrupt::instead_of) {
@@ -164,7 +166,7 @@ pub fn go(
         departure.call_off();
         return Err(error);
     }
-    departure.finish(found.runs, lock, progress)
+    departure.finish(starts, lock, progress)
 }
 
 /// Ends a migration whose command was interrupted after the server had become the target's.
@@ -277,10 +279,11 @@ fn back(site: &Site, name: &Name, host: &str, ran: bool, lock: Flock, error: any
     if let Err(left) = checkpoint::clear(site, name) {
         log::warn!("'{name}': {left:#}");
     }
-    if !ran || state::of(site, name).is_ok_and(State::is_up) {
-        if let Err(left) = store::forget_leaving(site, name) {
-            log::warn!("'{name}': {left:#}");
-        }
+    let state = state::of(site, name);
+    if matches!(state, Ok(State::Running)) {
+        store::try_forget_leaving(site, name);
+    }
+    if !ran || state.is_ok_and(State::is_up) {
         return error;
     }
     wait_for_joined_threads();
@@ -404,7 +407,7 @@ impl<'a> Departure<'a> {
         self.moment()?;
         self.ask(&Message::Prepare, &Message::Ready)?;
         if found.runs {
-            store::note_leaving(self.site, &server.name, self.host)?;
+            self.note_leaving(false)?;
         }
         self.moment()?;
         interrupt::check()?;
@@ -438,6 +441,9 @@ impl<'a> Departure<'a> {
             return Err(Failure::new(Exit::NotRunning, format!("'{}' has ended by itself", server.name)).into());
         }
         interrupt::check()?;
+        if found.runs {
+            self.note_leaving(true)?;
+        }
         match pause {
             _ if !found.runs => {}
             Pause::Stop(manner) => {
@@ -485,6 +491,10 @@ impl<'a> Departure<'a> {
             }
         }
         Ok(())
+    }
+
+    fn note_leaving(&self, is_pausing: bool) -> Result<()> {
+        store::note_leaving(self.site, &self.deal.name, &Leaving { peer: self.host.to_owned(), is_pausing })
     }
 
     /// Looks at the server's processes before each dump. It forks for that, so nobody says meanwhile that it works.

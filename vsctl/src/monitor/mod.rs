@@ -395,7 +395,12 @@ fn after(site: &Site, name: &Name, end: End) -> Result<Option<Running>> {
         return Ok(None);
     }
     stop::recover(site, name)?;
-    store::forget_leaving(site, name)?;
+    // Killed while it stopped the server, a migration leaves it to us, and to the doctor.
+    let is_stopped =
+        end != End::Reboot && matches!(store::leaving(site, name), Ok(Some(leaving)) if leaving.is_pausing);
+    if !is_stopped {
+        store::try_forget_leaving(site, name);
+    }
     let why = (end == End::Lost).then(|| "its memory did not come from the other host".to_owned());
     events::note_with(site, name, events::Kind::Stopped, why);
     match end {
