@@ -237,6 +237,12 @@ pub fn may_pass(error: &anyhow::Error) -> bool {
     error.is::<NotNow>() || error.downcast_ref::<Refusal>().is_some_and(refuses)
 }
 
+/// Whether CRIU has failed for want of room.
+pub fn is_of_a_full_disk(error: &anyhow::Error) -> bool {
+    let says = |word: &str| format!("{error:#}").contains(word);
+    has_refused(error) && (says("No space left on device") || says("Disk quota exceeded"))
+}
+
 /// Whether CRIU has said that it failed.
 pub fn has_refused(error: &anyhow::Error) -> bool {
     error.is::<Refusal>() || error.chain().any(|cause| cause.is::<Refusal>())
