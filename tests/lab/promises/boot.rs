@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use system_tests::{
     command::eventually,
     lab::{Host, definition::Init},
@@ -146,10 +146,19 @@ pub fn a_suspended_server_outlives_the_boot_of_its_host(lab: &Lab<'_>) -> Result
     Ok(())
 }
 
-/// The same into another kernel, and back.
+/// The same into another kernel, and back, on each host that has two.
 pub fn a_suspended_server_goes_on_under_another_kernel(lab: &Lab<'_>) -> Result<()> {
-    let (definition, image) = lab.found(|_, image| image.kernels().count() > 1)?;
-    let mut host = Host::boot(&lab.workshop, definition, image, lab.payload, "promise-suspended-kernels")?;
+    // That there is one.
+    lab.found(|_, image| image.kernels().count() > 1)?;
+    for (definition, image) in lab.hosts.iter().filter(|(_, image)| image.kernels().count() > 1) {
+        let place = format!("promise-suspended-kernels-{}", definition.name);
+        let host = Host::boot(&lab.workshop, definition, image, lab.payload, &place)?;
+        goes_on_under_each_kernel(host).with_context(|| definition.name.clone())?;
+    }
+    Ok(())
+}
+
+fn goes_on_under_each_kernel(mut host: Host) -> Result<()> {
     let (newer, older) = (host.kernel().to_owned(), host.kernels().pop().unwrap_or_default());
     // A CRIU that can dump nothing under the newer one is seen on the way there only.
     let mut way = vec![older, newer];

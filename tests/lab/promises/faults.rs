@@ -49,17 +49,45 @@ pub fn faults_of_the_other_host_leave_it_at_one(lab: &Lab<'_>) -> Result<()> {
     }
     b.sh("umount /var/lib/vsos/servers")?;
     // Ten megabytes over a line of ten megabits, with 40 ms there and back, of whose packets some do not arrive.
-    for (host, other) in [(a, "192.0.2.2"), (b, "192.0.2.1")] {
-        host.sh(&format!(
-            "tc qdisc add dev $(ip -o route get {other} | sed 's/.* dev \\([^ ]*\\).*/\\1/') root netem delay 20ms loss 0.5% rate 10mbit"
-        ))?;
-    }
+    line(a, b, "delay 20ms loss 0.5% rate 10mbit")?;
     let before = counted(a)?;
     let done = a.run("RUST_LOG=info vsctl migrate web1 b --live").context("over a slow line")?;
     let (ahead, rest) = (told(&done.errors(), "round 1: ")?, told(&done.errors(), "to send")?);
     ensure!(done.code == 0 && ahead > 8.0 && rest < ahead / 2.0, "{ahead} MiB, and {rest} when it stood still: {done}");
     counts_on(b, before).context("over a slow line")?;
-    nothing_at(a)
+    nothing_at(a)?;
+    nothing_comes_through([a, b]).context("a line on which nothing comes through")
+}
+
+/// Makes the line between the two what netem(8) is told, on both sides.
+fn line(a: &Host, b: &Host, netem: &str) -> Result<()> {
+    for (host, other) in [(a, "192.0.2.2"), (b, "192.0.2.1")] {
+        let device = format!("$(ip -o route get {other} | sed 's/.* dev \\([^ ]*\\).*/\\1/')");
+        host.sh(&format!("tc qdisc replace dev {device} root netem {netem}"))?;
+    }
+    Ok(())
+}
+
+/// While the server stands still nothing comes through any more, and neither side hears that the other is gone.
+fn nothing_comes_through([a, b]: [&Host; 2]) -> Result<()> {
+    for host in [a, b] {
+        host.sh("printf '[migrate]\\nsilence = 10\\n' >>/etc/vsos/vsos.toml")?;
+    }
+    let before = counted(b)?;
+    b.sh("rm -f /tmp/code; setsid sh -c 'vsctl migrate web1 a --near-live; echo $? >/tmp/code' >/tmp/out 2>&1 </dev/null &")?;
+    eventually("what is sent while it stands still", LIMIT, || b.sh("grep 'sending what has changed' /tmp/out").ok())?;
+    line(a, b, "loss 100%")?;
+    eventually("the command to end", LIMIT, || b.sh("test -s /tmp/code").ok())?;
+    let said = b.sh("cat /tmp/out /tmp/code")?;
+    let is_told = said.contains("has said nothing for 10 s") && said.contains("runs here again");
+    ensure!(is_told && !said.ends_with("\n0"), "{said}");
+    counts_on(b, before)?;
+    eventually("the other side to end", LIMIT, || a.sh(&format!("! {RECEIVER}")).ok())?;
+    nothing_at(a)?;
+    line(a, b, "delay 1ms")?;
+    b.sh("vsctl migrate web1 a --live")?;
+    counts_on(a, before)?;
+    nothing_at(b)
 }
 
 /// How much `said` tells of with `word`, in MiB: before it, or behind it if it ends with a colon and a space.

@@ -2,38 +2,69 @@
 
 use anyhow::{Context, Result, ensure};
 use system_tests::{
-    lab::{Host, payload::TESTS_IN_HOST},
+    command::eventually,
+    lab::{Host, image::TEMPLATES_IN_HOST, payload::TESTS_IN_HOST},
     survivor::{AS_IT_WAS, NOT_HELD},
 };
 
-use super::{ALLOW, Lab, pair::pair_with_template};
+use super::{
+    ALLOW, Lab,
+    pair::{LIMIT, pair_with_template},
+};
 
-/// A server with one thing of each kind goes there while it runs, and on before its memory has come; with LAB=all also back, standing still.
+/// Servers with one thing of each kind go there while they run: a small one before its memory has come, and one of a distribution that has
+/// System V IPC, too; with LAB=all also back, standing still, and an older distribution.
 pub fn every_kind_survives_a_migration(lab: &Lab<'_>) -> Result<()> {
     let pair = pair_with_template(lab)?;
     let [a, b] = &pair.hosts;
     for host in [a, b] {
         host.sh("sysctl -q vm.nr_hugepages=4")?;
         host.sh(ALLOW)?;
+        host.sh(&format!("cp -a {TEMPLATES_IN_HOST}/debian-1[23] /var/lib/vsos/templates/"))?;
     }
-    a.sh("vsctl create web1 --template busybox --migratable --ip 10.77.0.9/24 --ip fd77::9/64 --start")?;
+    let (there, back) = (["--live --postcopy", "--live", "--live"], "--near-live");
+    for (template, how) in ["busybox", "debian-13", "debian-12"].into_iter().zip(there) {
+        // The way back has the same steps.
+        let ways = [(a, b, "b", how), (b, a, "a", back)];
+        let count = match (lab.repeats, template) {
+            (1, "debian-12") => 0,
+            (1, _) => 1,
+            _ => 2,
+        };
+        survive(template, &ways[..count]).with_context(|| template.to_owned())?;
+    }
+    Ok(())
+}
+
+fn survive(template: &str, ways: &[(&Host, &Host, &str, &str)]) -> Result<()> {
+    let (Some((a, ..)), Some((_, last, ..))) = (ways.first(), ways.last()) else { return Ok(()) };
+    a.sh(&format!("vsctl create web1 --template {template} --migratable --ip 10.77.0.9/24 --ip fd77::9/64 --start"))?;
+    if template != "busybox" {
+        eventually("its units", LIMIT, || a.sh("vsctl exec web1 -- systemctl is-system-running --wait").ok())?;
+    }
     a.sh("vsctl exec web1 -- mkdir -p /opt /srv/survivor")?;
     a.sh(&format!("vsctl push web1 {TESTS_IN_HOST} /opt/survivor"))?;
-    let hold = "setsid /opt/survivor survivor hold /srv/survivor >/dev/null 2>/run/survivor-log </dev/null &";
+    let hold = match template {
+        "busybox" => "setsid /opt/survivor survivor hold /srv/survivor >/dev/null 2>/run/survivor-log </dev/null &",
+        _ => "systemd-run --quiet --unit=survivor /opt/survivor survivor hold /srv/survivor",
+    };
     a.sh(&format!("vsctl exec web1 -- sh -c '{hold}'"))?;
     let there =
         "for i in $(seq 100); do test -S /srv/survivor/ask && exit; sleep 0.5; done; cat /run/survivor-log; exit 1";
     a.sh(&format!("vsctl exec web1 -- sh -c '{there}'"))?;
     let held = all_are_well(a, "before anything")?;
-    ensure!(held >= 58, "only {held} kinds are held");
-    // The way back has the same steps: with LAB=all.
-    let ways = [(a, b, "b", "--live --postcopy"), (b, a, "a", "--near-live")];
-    for (from, to, name, how) in ways.into_iter().take(if lab.repeats == 1 { 1 } else { 2 }) {
+    ensure!(held >= 57, "only {held} kinds are held");
+    let network =
+        |host: &Host| host.sh("vsctl exec web1 -- sh -c 'ip -o address | sed s/valid_lft.*//; ip route; ip -6 route'");
+    let addresses = network(a)?;
+    for (from, to, name, how) in ways {
         from.sh(&format!("vsctl migrate web1 {name} {how}")).with_context(|| format!("move it to {name}"))?;
         let now = all_are_well(to, &format!("at {name} after {how}"))?;
         ensure!(now == held, "{now} kinds of {held} are at {name}");
+        let found = network(to)?;
+        ensure!(found == addresses, "at {name}: {found}\nbefore: {addresses}");
     }
-    Ok(())
+    last.sh("vsctl destroy --force web1").map(drop)
 }
 
 /// Each kind is as it was, or cannot be had there; returns how many are.

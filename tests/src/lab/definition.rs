@@ -19,8 +19,7 @@ struct Entry {
     suite: String,
     init: Init,
     packages: Vec<String>,
-    #[serde(default)]
-    backports_kernel: bool,
+    second_kernel: Option<String>,
     #[serde(default = "yes")]
     default: bool,
     #[serde(default)]
@@ -54,8 +53,8 @@ pub struct Definition {
     pub init: Init,
     /// All packages in it, without the kernel; sorted.
     pub packages: Vec<String>,
-    /// Whether it also has the kernel of the release's backports, and boots that one first.
-    pub backports_kernel: bool,
+    /// The suite of which it also has the kernel. It boots the newer one first.
+    pub second_kernel: Option<String>,
     /// Whether a run without `LAB=all` takes it.
     pub default: bool,
     /// Parts of names of the promises that only a run with `LAB=all` keeps on it.
@@ -80,7 +79,7 @@ pub fn parse(text: &str) -> Result<Vec<Definition>> {
             suite: entry.suite,
             init: entry.init,
             packages,
-            backports_kernel: entry.backports_kernel,
+            second_kernel: entry.second_kernel,
             default: entry.default,
             leave_out: entry.leave_out,
             but_keep: entry.but_keep,

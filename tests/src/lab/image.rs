@@ -99,9 +99,9 @@ fn mirror() -> Result<String> {
 
 /// mmdebstrap's tree of a host, with its kernels, without the lab's own files.
 fn host_tree(workshop: &Workshop, definition: &Definition) -> Result<PathBuf> {
-    let backports = if definition.backports_kernel { "with the kernel of backports" } else { "" };
+    let second = definition.second_kernel.as_deref().unwrap_or_default();
     let packages = definition.packages.join(",");
-    let ingredients = [definition.suite.as_str(), &packages, KERNEL, backports];
+    let ingredients = [definition.suite.as_str(), &packages, KERNEL, second];
     workshop.piece(&format!("tree-{}", definition.name), &ingredients, |place| {
         let suite = &definition.suite;
         let mirror = mirror()?;
@@ -114,11 +114,11 @@ fn host_tree(workshop: &Workshop, definition: &Definition) -> Result<PathBuf> {
             .args(["--format=directory", "--quiet"])
             .args([exclude("/usr/share/doc/*"), exclude("/usr/share/man/*"), exclude("/usr/share/locale/*")])
             .args([format!("--include={packages},{KERNEL}")]);
-        if definition.backports_kernel {
-            sources.push_str(&format!("deb {mirror} {suite}-backports main\n"));
-            let upgrade =
-                format!("chroot \"$1\" apt-get install -y -q --no-install-recommends -t {suite}-backports {KERNEL}");
-            call = call.args([format!("--customize-hook={upgrade}")]);
+        if let Some(second) = &definition.second_kernel {
+            sources.push_str(&format!("deb {mirror} {second} main\n"));
+            // The package without a version goes to the other one's, up or down; the kernel that it brought first stays.
+            let install = "apt-get install -y -q --no-install-recommends --allow-downgrades";
+            call = call.args([format!("--customize-hook=chroot \"$1\" {install} -t {second} {KERNEL}")]);
         }
         let tree = place.join("root");
         // The kernel's own initrd is not used.

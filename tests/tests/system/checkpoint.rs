@@ -25,6 +25,8 @@ use system_tests::{
     site::Site,
 };
 
+use crate::bad_input::SmallDisk;
+
 #[path = "checkpoint/connections.rs"]
 mod connections;
 
@@ -41,6 +43,7 @@ promises![
     what_cannot_be_dumped_is_named_and_goes_on,
     a_suspended_server_is_neither_running_nor_stopped,
     all_of_a_host_are_suspended_and_resumed,
+    a_disk_that_is_full_lets_it_go_on,
     killed_at_any_moment_of_suspend_it_runs_or_is_suspended,
     killed_at_every_step_of_resume_it_stays_suspended,
     units_that_come_and_go_hinder_no_dump,
@@ -288,6 +291,23 @@ fn all_of_a_host_are_suspended_and_resumed(site: &Site) -> Result<()> {
         site.ok(["doctor"])?;
         site.ok(["host", "resume-all"])?;
     }
+    goes_on(&server, before)
+}
+
+fn a_disk_that_is_full_lets_it_go_on(site: &Site) -> Result<()> {
+    needs_criu()?;
+    let _small = SmallDisk::at(site, "var/lib/vsos/servers", 24 << 20)?;
+    let server = counting(site, "busybox")?;
+    server.sh("head -c 30000000 /dev/urandom >/dev/shm/much")?;
+    let before = counted(&server)?;
+    for command in [&["suspend", "web1"][..], &["checkpoint", "create", "web1", "one", "--leave-running"]] {
+        site.run(command)?.failure(46, &["the disk is full"])?;
+        goes_on(&server, before).with_context(|| command.join(" "))?;
+        site.ok(["doctor"])?;
+    }
+    server.sh("rm /dev/shm/much")?;
+    site.ok(["suspend", "web1"])?;
+    site.ok(["resume", "web1"])?;
     goes_on(&server, before)
 }
 
