@@ -58,7 +58,7 @@ struct Ground<'a> {
 /// A promise of the lab.
 type Keep = fn(&Lab<'_>) -> Result<()>;
 
-const PROMISES: [(&str, Keep); 17] = [
+const PROMISES: [(&str, Keep); 18] = [
     ("power::what_a_command_confirmed_outlives_a_power_cut", power::what_a_command_confirmed_outlives_a_power_cut),
     ("power::cut_at_any_step_doctor_mends_it", power::cut_at_any_step_doctor_mends_it),
     ("power::a_server_with_autostart_runs_again_after_a_power_cut", power::a_server_with_autostart_runs_again),
@@ -70,6 +70,7 @@ const PROMISES: [(&str, Keep); 17] = [
     ("pair::two_hosts_reach_each_other_by_name", pair::two_hosts_reach_each_other_by_name),
     ("pair::a_server_moves_between_two_hosts", pair::a_server_moves_between_two_hosts),
     ("pair::a_running_server_goes_on_at_another_host", pair::a_running_server_goes_on_at_another_host),
+    ("pair::servers_of_other_kinds_go_on_at_another_host", pair::servers_of_other_kinds_go_on_at_another_host),
     ("pair::faults_of_the_other_host_leave_it_at_one", faults::faults_of_the_other_host_leave_it_at_one),
     (
         "pair::killed_in_each_phase_of_a_live_migration_it_goes_on_at_one_host",

@@ -237,3 +237,30 @@ pub fn nothing_at(host: &Host) -> Result<()> {
     ensure!(!left.contains("web1") && !left.contains("10.77.0.9"), "left: {left}");
     Ok(())
 }
+
+/// A copy of the template instead of an overlay, a server without ids of its own, one without a network, devices and limits.
+pub fn servers_of_other_kinds_go_on_at_another_host(lab: &Lab<'_>) -> Result<()> {
+    let pair = pair_with_template(lab)?;
+    let [a, b] = &pair.hosts;
+    for flags in ["--volume dir --memory 64M --pids 77 --cpus 1.5", "--privileged", "--net none", "--device /dev/kmsg"]
+    {
+        a.sh(&format!("vsctl create web1 --template busybox --migratable {flags} --start"))?;
+        count(a)?;
+        let limits = |host: &Host| {
+            let files = "memory.max memory.swap.max pids.max cpu.max";
+            host.sh(&format!(
+                "vsctl exec web1 -- sh -c 'cd /sys/fs/cgroup; cat {files}; ls /dev; ls -l /dev/kmsg || :'"
+            ))
+        };
+        let (before, held) = (counted(a)?, limits(a)?);
+        for (from, to, name, how) in [(a, b, "b", "--live"), (b, a, "a", "--near-live")] {
+            from.sh(&format!("vsctl migrate web1 {name} {how}")).with_context(|| format!("{flags}, to {name}"))?;
+            counts_on(to, before).with_context(|| format!("{flags}, at {name}"))?;
+            let now = limits(to)?;
+            ensure!(now == held, "{flags}: at {name} {now}\nbefore {held}");
+            nothing_at(from).with_context(|| flags.to_owned())?;
+        }
+        a.sh("vsctl destroy --force web1")?;
+    }
+    Ok(())
+}
