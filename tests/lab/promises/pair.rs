@@ -249,7 +249,7 @@ pub fn servers_of_other_kinds_go_on_at_another_host(lab: &Lab<'_>) -> Result<()>
         let limits = |host: &Host| {
             let files = "memory.max memory.swap.max pids.max cpu.max";
             host.sh(&format!(
-                "vsctl exec web1 -- sh -c 'cd /sys/fs/cgroup; cat {files}; ls /dev; ls -l /dev/kmsg || :'"
+                "vsctl exec web1 -- sh -c 'cd /sys/fs/cgroup; cat {files}; ls /dev; stat -c %t:%T.%a /dev/kmsg || :'"
             ))
         };
         let (before, held) = (counted(a)?, limits(a)?);
