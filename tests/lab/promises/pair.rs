@@ -253,14 +253,17 @@ pub fn servers_of_other_kinds_go_on_at_another_host(lab: &Lab<'_>) -> Result<()>
             ))
         };
         let (before, held) = (counted(a)?, limits(a)?);
-        for (from, to, name, how) in [(a, b, "b", "--live"), (b, a, "a", "--near-live")] {
+        // The way back has the same steps: with LAB=all.
+        let (ways, times) = ([(a, b, "b", "--live"), (b, a, "a", "--near-live")], if lab.repeats == 1 { 1 } else { 2 });
+        for (from, to, name, how) in ways.into_iter().take(times) {
             from.sh(&format!("vsctl migrate web1 {name} {how}")).with_context(|| format!("{flags}, to {name}"))?;
             counts_on(to, before).with_context(|| format!("{flags}, at {name}"))?;
             let now = limits(to)?;
             ensure!(now == held, "{flags}: at {name} {now}\nbefore {held}");
             nothing_at(from).with_context(|| flags.to_owned())?;
         }
-        a.sh("vsctl destroy --force web1")?;
+        let at = if times == 1 { b } else { a };
+        at.sh("vsctl destroy --force web1")?;
     }
     Ok(())
 }
