@@ -190,8 +190,19 @@ fn mark<T: serde::de::DeserializeOwned>(file: &Path) -> Result<Option<T>> {
 pub struct Leaving {
     /// The other host.
     pub peer: String,
-    /// The command stops or suspends it, or has done so: before that, a server that is down has ended by itself.
-    pub is_pausing: bool,
+    /// What the command does or has done to it: before that, a server that is down has ended by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pausing: Option<Pausing>,
+}
+
+/// What becomes of a server while it is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pausing {
+    /// It is stopped: its own end is the command's doing.
+    Stops,
+    /// It is suspended: either there are images, or it goes on.
+    Suspends,
 }
 
 fn leaving_file(site: &Site, name: &Name) -> PathBuf {

@@ -522,14 +522,17 @@ fn a_command_that_was_killed_when_the_server_stood_still_is_told_of(site: &Site)
     stops_slowly(site, &server)?;
     let mut moving = site.vsctl(MOVE).spawn()?;
     let mark = server.directory().join("leaving.toml");
-    let is_pausing = || fs::read_to_string(&mark).ok().filter(|text| text.contains("is_pausing = true")).map(drop);
+    let is_pausing = || fs::read_to_string(&mark).ok().filter(|text| text.contains("stops")).map(drop);
     eventually("a server that is being stopped", GUEST_LIMIT, is_pausing)?;
-    std::thread::sleep(Duration::from_millis(500));
+    // Its service has heard of it.
+    server.until(&format!("ps | grep -q '[s]leep {LONG_S}'"))?;
     kill(moving.pid(), Signal::SIGKILL)?;
     moving.wait()?;
     eventually("a server that is stopped", GUEST_LIMIT, || (server.state().ok()? == "stopped").then_some(()))?;
-    let found = site.run(["doctor"])?.text();
-    ensure!(found.contains("it ran, and is stopped since"), "{found}");
+    // Its monitor may hold the lock for a moment longer.
+    eventually("a doctor who sees it", GUEST_LIMIT, || {
+        site.run(["doctor"]).ok()?.text().contains("it ran, and is stopped since").then_some(())
+    })?;
     site.ok(MOVE)?;
     let there = Running::adopt(&hosts.to, "web1");
     ensure!(there.state()? == "running", "it is {}", there.state()?);

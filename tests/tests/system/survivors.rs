@@ -206,7 +206,7 @@ fn a_login_on_the_console_goes_on(site: &Site, template: &str) -> Result<()> {
 fn its_services_are_still_heard(site: &Site) -> Result<()> {
     let server = migratable(site, "debian-13", "")?;
     let often = "d=/run/systemd/system/systemd-logind.service.d; mkdir -p $d; \
-                 printf '[Service]\\nWatchdogSec=6s\\n' >$d/often.conf; \
+                 printf '[Service]\\nWatchdogSec=20s\\n' >$d/often.conf; \
                  systemctl daemon-reload; systemctl restart systemd-logind";
     server.sh(often)?;
     let shown = |what: &str| server.sh(&format!("systemctl show -P {what} systemd-logind"));

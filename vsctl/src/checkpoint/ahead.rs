@@ -57,7 +57,7 @@ impl Ahead {
                 self.rounds.clear();
                 return clear(site, &server.name).map(|()| None);
             }
-            written => written?,
+            written => written.map_err(criu::say_if_the_disk_is_full)?,
         }
         let files = survey(&directory)?;
         let bytes = files.values().map(|image| image.bytes).sum();

@@ -162,7 +162,7 @@ impl<'a> Subject<'a> {
             }
             dumped => dumped,
         };
-        if let Err(error) = dumped.map_err(interrupt::instead_of).map_err(where_the_disk_is_full) {
+        if let Err(error) = dumped.map_err(interrupt::instead_of).map_err(criu::say_if_the_disk_is_full) {
             let error = match super::doubt(self.site) {
                 Ok(Some(doubt)) => Failure::new(failure::exit_of(&error), format!("{error:#}")).hint(doubt).into(),
                 _ => error,
@@ -326,14 +326,6 @@ impl<'a> Subject<'a> {
         again().unwrap_or_else(|error| {
             format!("cannot put '{name}' on the disk, nor let it go on (`vsctl doctor --fix`: {error:#})")
         })
-    }
-}
-
-/// What CRIU says of a disk that is full, as others say it.
-fn where_the_disk_is_full(error: anyhow::Error) -> anyhow::Error {
-    match criu::is_of_a_full_disk(&error) {
-        true => Failure::new(Exit::NoSpace, format!("the disk is full: {error:#}")).into(),
-        false => error,
     }
 }
 

@@ -57,6 +57,9 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     let (full, mut refused): (Vec<_>, Vec<_>) = failed.0.into_iter().partition(|(_, code)| is_full(code));
     for (name, _) in full {
         let once_more = side_by_side(&[name], |name| checkpoint::suspend(site, name, true))?;
+        if once_more.is_interrupted() {
+            return Ok(once_more.code());
+        }
         refused.extend(once_more.0);
     }
     // It goes on, and the host goes down: an orderly end is what is left for it.

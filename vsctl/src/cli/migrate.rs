@@ -113,6 +113,7 @@ pub fn run(args: &Args, site: &Site) -> Result<i32> {
             (true, false, _) => "is stopped for it and started there",
             (true, true, Rung::Live(_)) => "goes on there, after most of its memory was sent while it runs",
             (true, true, _) => "is suspended for it and goes on there",
+            (false, ..) if found.starts => "goes on there, since it ran until an attempt was interrupted",
             (false, true, _) => "stays suspended",
             (false, false, _) => "is not started there",
         };

@@ -237,10 +237,15 @@ pub fn may_pass(error: &anyhow::Error) -> bool {
     error.is::<NotNow>() || error.downcast_ref::<Refusal>().is_some_and(refuses)
 }
 
-/// Whether CRIU has failed for want of room.
-pub fn is_of_a_full_disk(error: &anyhow::Error) -> bool {
-    let says = |word: &str| format!("{error:#}").contains(word);
-    has_refused(error) && (says("No space left on device") || says("Disk quota exceeded"))
+/// An error of CRIU's; when that has failed for want of room, as others say it. It is no reason any more to try once more.
+pub fn say_if_the_disk_is_full(error: anyhow::Error) -> anyhow::Error {
+    let said = format!("{error:#}");
+    match has_refused(&error)
+        && ["No space left on device", "Disk quota exceeded"].iter().any(|word| said.contains(word))
+    {
+        true => Failure::new(Exit::NoSpace, format!("the disk is full: {said}")).into(),
+        false => error,
+    }
 }
 
 /// Whether CRIU has said that it failed.

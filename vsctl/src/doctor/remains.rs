@@ -27,7 +27,7 @@ use crate::lifecycle::{create, freeze, journal, network, start, stop, view};
 use crate::monitor;
 use crate::name::Name;
 use crate::site::Site;
-use crate::store::{self, Side};
+use crate::store::{self, Pausing, Side};
 use crate::template::remove_tree;
 
 /// One look, with what is found so far.
@@ -221,7 +221,7 @@ impl Round<'_> {
             );
             match state {
                 // It has ended by itself, or somebody has stopped it, before the command did.
-                State::Stopped | State::Suspended if !leaving.is_pausing => {}
+                State::Stopped | State::Suspended if leaving.pausing.is_none() => {}
                 State::Stopped => {
                     self.left(subject, &detail, |round| start::begin_held(round.site, &name, lock)?.finish(round.site))
                 }
@@ -233,7 +233,9 @@ impl Round<'_> {
                     store::forget_leaving(round.site, &name)
                 }),
                 // One that is being stopped is not forgotten before it has.
-                State::Running if self.fix && !leaving.is_pausing => store::forget_leaving(self.site, &name)?,
+                State::Running if self.fix && leaving.pausing != Some(Pausing::Stops) => {
+                    store::forget_leaving(self.site, &name)?
+                }
                 // Another finding is about these.
                 _ => {}
             }

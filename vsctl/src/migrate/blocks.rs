@@ -72,11 +72,10 @@ struct Blocks {
 
 impl Blocks {
     /// Whether the file can be patched, when there are so many `blocks` of all files so far.
-    fn fits(&self, file: &File, blocks: &mut u64) -> bool {
-        let Ok(meta) = file.metadata() else { return false };
-        let together = *blocks - self.sums.len() as u64 + count(meta.len());
+    fn fits(&self, reading: &Reading, blocks: &mut u64) -> bool {
+        let together = *blocks - self.sums.len() as u64 + reading.count();
         // Whatever keeps its traits from being read, it can come whole.
-        let fits = together <= BLOCKS_MAX && traits(file).is_ok_and(|now| now == Some(self.traits));
+        let fits = together <= BLOCKS_MAX && traits(&reading.file).is_ok_and(|now| now == Some(self.traits));
         if fits {
             *blocks = together;
         }
@@ -245,6 +244,8 @@ impl Question {
 pub struct Answer<'a> {
     below: File,
     asked: &'a [u8],
+    /// How many blocks there may be yet.
+    left: u64,
     at_work: Option<Reading>,
     zeros: Zeros,
     out: Vec<u8>,
@@ -258,7 +259,7 @@ impl<'a> Answer<'a> {
     /// When the directory is gone.
     pub fn to(asked: &'a [u8], directory: &Path) -> Result<Self> {
         let below = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
-        Ok(Self { below, asked, at_work: None, zeros: Zeros::new(), out: Vec::new(), taken: 0 })
+        Ok(Self { below, asked, left: BLOCKS_MAX, at_work: None, zeros: Zeros::new(), out: Vec::new(), taken: 0 })
     }
 
     fn make(&mut self) -> io::Result<()> {
@@ -289,7 +290,8 @@ impl<'a> Answer<'a> {
         self.asked = &behind[end + 1..];
         let file = open(&self.below, path, false).ok();
         let file = file.filter(|file| traits(file).is_ok_and(|found| found == Some(u128::from_be_bytes(*told))));
-        let reading = file.map(Reading::of).transpose()?.filter(|reading| reading.count() <= BLOCKS_MAX);
+        let reading = file.map(Reading::of).transpose()?.filter(|reading| reading.count() <= self.left);
+        self.left -= reading.as_ref().map_or(0, Reading::count);
         self.out.extend(reading.as_ref().map_or(NONE, Reading::count).to_be_bytes());
         self.at_work = reading;
         Ok(())
@@ -345,8 +347,8 @@ impl Known {
         let mut blocks = self.blocks();
         Ok(move |path: &Path| {
             let Some(known) = self.files.get(path) else { return false };
-            let file = open(&below, path, false).ok();
-            file.is_some_and(|file| known.fits(&file, &mut blocks))
+            let reading = open(&below, path, false).and_then(Reading::of);
+            reading.is_ok_and(|reading| known.fits(&reading, &mut blocks))
         })
     }
 
@@ -412,13 +414,12 @@ impl Patch<'_> {
         }
         for path in self.left.by_ref() {
             let Some(known) = self.known.files.remove(&path) else { continue };
-            let file = open(&self.below, &path, false).ok();
-            let Some(file) = file.filter(|file| known.fits(file, &mut self.blocks)) else {
+            let reading = open(&self.below, &path, false).and_then(Reading::of).ok();
+            let Some(reading) = reading.filter(|reading| known.fits(reading, &mut self.blocks)) else {
                 self.blocks -= known.sums.len() as u64;
                 continue;
             };
-            let meta = file.metadata()?;
-            let reading = Reading::of(file)?;
+            let meta = reading.file.metadata()?;
             let bytes = path.as_os_str().as_bytes();
             self.out.extend((bytes.len() as u32).to_be_bytes());
             self.out.extend(bytes);

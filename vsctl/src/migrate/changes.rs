@@ -23,8 +23,8 @@ use super::wire::Size;
 /// some file systems of the last second, and a long write has the time of its beginning.
 const SETTLED_NS: i128 = 5_000_000_000;
 
-/// The same of what was looked at again while its programs run, a file that is written to all the time often: longer than a write takes.
-const RENEWED_SETTLED_NS: i128 = 60_000_000_000;
+/// The same of a large file, and of one that was looked at again because it is written to: a single write(2) to it may take long.
+const LARGE_SETTLED_NS: i128 = 60_000_000_000;
 
 /// What has rested so long may do so until it is settled.
 const RESTS_NS: i128 = 1_000_000_000;
@@ -183,8 +183,10 @@ impl Survey {
     /// What has to be sent to somebody who has everything that was read after the survey `before`. Files that `can_be_patched` are not sent.
     pub fn since(&self, before: &Survey, mut can_be_patched: impl FnMut(&Path) -> bool) -> Changes {
         let is_same = |path: &PathBuf, stamp: &Stamp| {
-            let renewed_ns = before.renewed.get(path).map(|began_ns| began_ns - RENEWED_SETTLED_NS);
-            let settled_ns = renewed_ns.unwrap_or(before.began_ns - SETTLED_NS);
+            let renewed = before.renewed.get(path);
+            let is_large = stamp.is_file() && stamp.length >= LARGE;
+            let settled_ns = renewed.unwrap_or(&before.began_ns)
+                - if is_large || renewed.is_some() { LARGE_SETTLED_NS } else { SETTLED_NS };
             let is_settled = |known: &Stamp| known.changed_ns < settled_ns || before.settled.contains(path);
             before.files.get(path).is_some_and(|known| known.is_same(stamp) && is_settled(known))
         };

@@ -33,7 +33,7 @@ use crate::lifecycle::{create, execute, start};
 use crate::name::Name;
 use crate::site::Site;
 use crate::size::show_bytes;
-use crate::store::{self, Leaving, Migration, Server, Side};
+use crate::store::{self, Leaving, Migration, Pausing, Server, Side};
 use crate::template::progress::Progress;
 use crate::template::{Held, Templates};
 
@@ -78,6 +78,8 @@ pub struct Found {
     pub memory_bytes: u64,
     /// Whether the server runs, and would be paused.
     pub runs: bool,
+    /// Whether it would run there: it does here, or did until an attempt was interrupted.
+    pub starts: bool,
     /// Whether its processes go along.
     pub is_whole: bool,
     /// What the template takes, if it can be sent; after the target has answered, if it has to be.
@@ -141,8 +143,9 @@ pub fn go(
     progress.phase("checking", None);
     let mut departure = Departure::open(site, host, &server, true)?;
     let found = departure.offer(&server, found, pause)?;
-    // One that stands still since an attempt that was interrupted goes on there.
-    let starts = found.runs || store::leaving(site, name)?.is_some_and(|leaving| leaving.is_pausing);
+    if found.starts && !found.runs {
+        progress.note("it ran when another attempt was interrupted, and goes on there");
+    }
     // Until here an end leaves nothing behind.
     let hold = Hold::begin()?;
     departure.working = departure.link.alive();
@@ -155,7 +158,7 @@ pub fn go(
         departure.working = None;
         interrupt::check()?;
         hold.ignore();
-        departure.give_up_right(starts)
+        departure.give_up_right(found.starts)
     });
     departure.working = None;
     if let Err(error) = given_up.map_err(interrupt::instead_of) {
@@ -166,7 +169,7 @@ pub fn go(
         departure.call_off();
         return Err(error);
     }
-    departure.finish(starts, lock, progress)
+    departure.finish(found.starts, lock, progress)
 }
 
 /// Ends a migration whose command was interrupted after the server had become the target's.
@@ -268,7 +271,8 @@ fn examine(site: &Site, server: &Server, pause: &Pause, template: Option<&Held>,
     }
     let template = template.map(|held| &held.template.record);
     let template = template.map(|record| Size { bytes: record.size_bytes, entries: record.entries });
-    Ok(Found { size, memory_bytes, runs, is_whole, template })
+    let starts = runs || store::leaving(site, name)?.is_some_and(|leaving| leaving.pausing.is_some());
+    Ok(Found { size, memory_bytes, runs, starts, is_whole, template })
 }
 
 /// The server goes on where it was.
@@ -407,7 +411,7 @@ impl<'a> Departure<'a> {
         self.moment()?;
         self.ask(&Message::Prepare, &Message::Ready)?;
         if found.runs {
-            self.note_leaving(false)?;
+            self.note_leaving(None)?;
         }
         self.moment()?;
         interrupt::check()?;
@@ -441,8 +445,9 @@ impl<'a> Departure<'a> {
             return Err(Failure::new(Exit::NotRunning, format!("'{}' has ended by itself", server.name)).into());
         }
         interrupt::check()?;
+        let pausing = if matches!(pause, Pause::Stop(_)) { Pausing::Stops } else { Pausing::Suspends };
         if found.runs {
-            self.note_leaving(true)?;
+            self.note_leaving(Some(pausing))?;
         }
         match pause {
             _ if !found.runs => {}
@@ -493,8 +498,8 @@ impl<'a> Departure<'a> {
         Ok(())
     }
 
-    fn note_leaving(&self, is_pausing: bool) -> Result<()> {
-        store::note_leaving(self.site, &self.deal.name, &Leaving { peer: self.host.to_owned(), is_pausing })
+    fn note_leaving(&self, pausing: Option<Pausing>) -> Result<()> {
+        store::note_leaving(self.site, &self.deal.name, &Leaving { peer: self.host.to_owned(), pausing })
     }
 
     /// Looks at the server's processes before each dump. It forks for that, so nobody says meanwhile that it works.

@@ -34,7 +34,7 @@ use crate::lifecycle::gate::is_settled;
 use crate::lifecycle::{self, facilities, start, state, stop};
 use crate::name::Name;
 use crate::site::Site;
-use crate::store;
+use crate::store::{self, Pausing};
 
 use healing::Healing;
 use listeners::Listeners;
@@ -396,9 +396,10 @@ fn after(site: &Site, name: &Name, end: End) -> Result<Option<Running>> {
     }
     stop::recover(site, name)?;
     // Killed while it stopped the server, a migration leaves it to us, and to the doctor.
-    let is_stopped =
-        end != End::Reboot && matches!(store::leaving(site, name), Ok(Some(leaving)) if leaving.is_pausing);
-    if !is_stopped {
+    let pausing = store::leaving(site, name).ok().flatten().and_then(|leaving| leaving.pausing);
+    let is_its_doing =
+        pausing == Some(Pausing::Stops) || pausing.is_some() && state::suspended_directory(site, name).exists();
+    if end == End::Reboot || !is_its_doing {
         store::try_forget_leaving(site, name);
     }
     let why = (end == End::Lost).then(|| "its memory did not come from the other host".to_owned());

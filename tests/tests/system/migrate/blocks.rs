@@ -12,7 +12,7 @@ use super::{hosts::hosts, kill, sent_once};
 const WRITER: &str = "head -c 33554432 /dev/urandom >/root/large; n=0
     while sleep 0.02; do
         n=$((n+1)); printf '%08d' $n | dd of=/root/large bs=65536 seek=$((n*37%512)) conv=notrunc 2>/dev/null
-        echo $n >/root/last
+        echo $n >/root/new; mv /root/new /root/last
     done";
 
 pub fn of_a_large_file_the_blocks_that_change_are_sent(site: &Site) -> Result<()> {

@@ -31,7 +31,7 @@ use super::dump::Then;
 use super::kept::label_of_now;
 use super::{criu, doubt, version};
 use crate::criu::message::{CGROUPS_IGNORE, Kind, Options};
-use crate::criu::{Criu, Event};
+use crate::criu::{self, Criu, Event};
 use crate::failure::{self, Exit, Failure};
 use crate::lifecycle::execute::fault;
 use crate::lifecycle::restore::{DUMP_LIMIT_S, GHOST_BYTES_MAX};
@@ -308,7 +308,8 @@ pub fn create(site: &Site, pid: i32, label: Option<&Name>, then: Then) -> Result
     // What others have in their memory is nobody's business.
     let make = DirBuilder::new().recursive(true).mode(0o700).create(&draft);
     make.with_context(|| format!("make {}", draft.display()))?;
-    if let Err(error) = subject.dump(site, &draft, &named, then, (&label, &lock)) {
+    let dumped = subject.dump(site, &draft, &named, then, (&label, &lock));
+    if let Err(error) = dumped.map_err(criu::say_if_the_disk_is_full) {
         if named.exists() {
             return Err(error.context(format!("the checkpoint '{label}' is whole, but not all went well")));
         }
