@@ -38,10 +38,12 @@ pub fn measure(pair: &Pair) -> Result<Outside> {
     let [a, b] = &pair.hosts;
     let mut outside = Outside::default();
     a.sh(&format!("vsctl push web1 {TESTS_IN_HOST} /root/dialogue && vsctl exec web1 -- chmod +x /root/dialogue"))?;
-    let serve = "setsid /root/dialogue dialogue serve 7000 /run/kept >/dev/null 2>&1 </dev/null &";
-    a.sh(&format!("vsctl exec web1 -- sh -c '{serve}'"))?;
-    eventually("somebody who listens", LIMIT, || a.sh("vsctl exec web1 -- grep -q :1B58 /proc/net/tcp").ok())?;
+    // It ends when who has asked is killed.
+    let serve = "while :; do /root/dialogue dialogue serve 7000 /run/kept; sleep 0.1; done";
+    a.sh(&format!("vsctl exec web1 -- sh -c 'setsid sh -c \"{serve}\" >/dev/null 2>&1 </dev/null &'"))?;
     for (at, way) in WAYS.into_iter().enumerate() {
+        let listens = "vsctl exec web1 -- grep -q '00000000:1B58 00000000:0000 0A' /proc/net/tcp";
+        eventually("somebody who listens", LIMIT, || a.sh(listens).ok())?;
         a.sh(BEGIN)?;
         let ask = format!("setsid {TESTS_IN_HOST} dialogue ask 192.0.2.1 10.77.0.9:7000 {ANSWERED}");
         a.sh(&format!("{ask} >/run/ask-log 2>&1 </dev/null & echo $! >/run/ask.pid"))?;
