@@ -473,7 +473,7 @@ fn send_bulk<R: Read, W: Write>(
 /// Sends a bulk stream with its end, and says how long it was. Where the other side has ended because of something, it has said that before.
 ///
 /// # Errors
-/// As [`send_bulk`].
+/// When `from` cannot be read, or the connection is gone.
 pub fn send_whole<R: Read, W: Write>(
     channel: &mut Channel<R, W>,
     from: &mut dyn Read,
@@ -487,7 +487,7 @@ pub fn send_whole<R: Read, W: Write>(
 /// The same without its end.
 ///
 /// # Errors
-/// As [`send_bulk`].
+/// When `from` cannot be read, or the connection is gone.
 pub fn stream<R: Read, W: Write>(
     channel: &mut Channel<R, W>,
     from: &mut dyn Read,
