@@ -15,6 +15,11 @@ use twox_hash::XxHash3_128;
 /// What is read at once, in bytes.
 const PIECE: usize = 256 << 10;
 
+/// Of a piece that is at hand, as a number.
+pub fn of_piece(piece: &[u8]) -> u128 {
+    XxHash3_128::oneshot(piece)
+}
+
 /// How much there was, and what of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -226,6 +226,17 @@ pub fn print_error(error: &anyhow::Error) {
     let _ = std::io::stderr().write_all(said.as_bytes());
 }
 
+/// The exit code of work on one of several; a failure is printed.
+fn failed(outcome: Result<()>) -> i32 {
+    outcome.map_or_else(
+        |error| {
+            print_error(&error);
+            failure::exit_of(&error) as i32
+        },
+        |()| 0,
+    )
+}
+
 /// Without what a terminal would obey: names that a guest or another host has chosen may be in it.
 fn harmless(text: &str) -> String {
     text.chars()

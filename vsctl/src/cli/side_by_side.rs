@@ -11,16 +11,21 @@ use nix::errno::Errno;
 use nix::libc::{SIGHUP, SIGINT, SIGTERM};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::print_error;
-use crate::failure::{Exit, Failure, exit_of};
+use super::failed;
+use crate::failure::{Exit, Failure};
 use crate::interrupt::{self, Hold};
 use crate::name::Name;
 
 /// Those of which it failed, with the exit codes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Failed(pub Vec<(Name, i32)>);
 
 impl Failed {
+    fn of(mut codes: Vec<(Name, i32)>) -> Self {
+        codes.retain(|(_, code)| *code != 0);
+        Self(codes)
+    }
+
     /// That of the first; when somebody has called it off, that.
     pub fn code(&self) -> i32 {
         let first = self.0.first().map_or(0, |(_, code)| *code);
@@ -39,15 +44,13 @@ impl Failed {
 /// # Errors
 /// When nobody was at work when it was interrupted.
 pub fn side_by_side(names: &[Name], work: impl Fn(&Name) -> Result<()>) -> Result<Failed> {
-    let mut failed = Vec::new();
     if let [name] = names {
-        failed.extend(code_of(work(name)).map(|code| (name.clone(), code)));
-        return Ok(Failed(failed));
+        return Ok(Failed::of(vec![(name.clone(), failed(work(name)))]));
     }
     let at_once = available_parallelism().map_or(1, usize::from);
     let mut hold = Some(Hold::begin()?);
     let (mut left, mut at_work): (_, Vec<(Name, PidFd)>) = (names.iter(), Vec::new());
-    let mut interrupted = None;
+    let (mut codes, mut interrupted) = (Vec::new(), None);
     loop {
         if interrupted.is_none() {
             interrupted = interrupt::check().err();
@@ -60,7 +63,7 @@ pub fn side_by_side(names: &[Name], work: impl Fn(&Name) -> Result<()>) -> Resul
             let Some(name) = left.next() else { break };
             match begin(name, &work, &mut hold) {
                 Ok(process) => at_work.push((name.clone(), process)),
-                Err(error) => failed.extend(code_of(Err(error)).map(|code| (name.clone(), code))),
+                Err(error) => codes.push((name.clone(), failed(Err(error)))),
             }
         }
         if at_work.is_empty() {
@@ -76,18 +79,18 @@ pub fn side_by_side(names: &[Name], work: impl Fn(&Name) -> Result<()>) -> Resul
                 (Some(code), _) => code,
                 (None, signal) => {
                     let message = format!("what worked on '{name}' was killed (signal {})", signal.unwrap_or_default());
-                    code_of(Err(Failure::new(Exit::Failed, message).into())).unwrap_or(0)
+                    failed(Err(Failure::new(Exit::Failed, message).into()))
                 }
             };
-            failed.extend(Some((name, code)).filter(|(_, code)| *code != 0));
+            codes.push((name, code));
         }
     }
     let order = |name: &Name| names.iter().position(|known| known == name);
-    failed.sort_by_key(|(name, _)| order(name));
-    let failed = Failed(failed);
+    codes.sort_by_key(|(name, _)| order(name));
+    let these = Failed::of(codes);
     match interrupted {
-        Some(error) if !failed.is_interrupted() => Err(error),
-        _ => Ok(failed),
+        Some(error) if !these.is_interrupted() => Err(error),
+        _ => Ok(these),
     }
 }
 
@@ -99,7 +102,7 @@ fn begin(name: &Name, work: &impl Fn(&Name) -> Result<()>, hold: &mut Option<Hol
         Fork::Child => {
             drop(hold.take());
             let done = interrupt::before_more().and_then(|()| work(name));
-            std::process::exit(code_of(done).unwrap_or(0));
+            std::process::exit(failed(done));
         }
         Fork::Parent { pidfd, .. } => Ok(pidfd),
     }
@@ -115,11 +118,4 @@ fn first_ended(at_work: &[(Name, PidFd)], hold: Option<&Hold>) -> Result<Option<
         Err(errno) => return Err(errno).context("wait for servers"),
     }
     Ok(polled[..at_work.len()].iter().position(|polled| polled.any() == Some(true)))
-}
-
-/// The exit code of a failure, which is printed.
-fn code_of(done: Result<()>) -> Option<i32> {
-    let error = done.err()?;
-    print_error(&error);
-    Some(exit_of(&error) as i32)
 }

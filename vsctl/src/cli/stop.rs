@@ -7,8 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use kernel::process::wait_for_joined_threads;
 
-use super::{may_be_up, output, print_error, start};
-use crate::failure;
+use super::{failed, may_be_up, output, start};
 use crate::lifecycle::journal;
 use crate::lifecycle::state;
 use crate::lifecycle::stop::{self, Manner};
@@ -95,14 +94,4 @@ pub fn stop_all(site: &Site, names: &[Name], manner: &Manner) -> i32 {
     });
     wait_for_joined_threads();
     code.into_inner().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn failed(outcome: Result<()>) -> i32 {
-    outcome.map_or_else(
-        |error| {
-            print_error(&error);
-            failure::exit_of(&error) as i32
-        },
-        |()| 0,
-    )
 }

@@ -11,7 +11,7 @@
 //! block      its number (8 bytes) · its length (4 bytes) · what is in it; or its number · 0: it is a hole now
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -26,9 +26,9 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{
     FallocateFlags, Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT, fgetxattr, flistxattr,
 };
-use twox_hash::XxHash3_128;
 
-use super::changes::{BROUGHT, NAMES_MAX_BYTES};
+use super::changes::{NAMES_MAX_BYTES, brought};
+use crate::checksum::of_piece as sum;
 use crate::interrupt;
 
 /// Small enough that a page of a database does not drag much along, and large enough that the sums of a file are little beside it.
@@ -89,8 +89,9 @@ pub struct Question {
     files: Vec<(PathBuf, u128)>,
 }
 
-fn sum(bytes: &[u8]) -> u128 {
-    XxHash3_128::oneshot(bytes)
+/// Opens the directory that all paths are below.
+fn open_directory(directory: &Path) -> Result<File> {
+    File::open(directory).with_context(|| format!("open {}", directory.display()))
 }
 
 /// Opens a file that may be patched, without being led elsewhere by who is in the server.
@@ -114,8 +115,7 @@ fn traits(file: &File) -> io::Result<Option<u128>> {
     let meta = file.metadata()?;
     let mut names = vec![0_u8; NAMES_MAX_BYTES];
     let length = flistxattr(file, &mut names[..])?;
-    let mut names: Vec<&[u8]> = names[..length].split(|byte| *byte == 0).collect();
-    names.retain(|name| BROUGHT.iter().any(|kind| name.starts_with(kind)) && !ORIGINS.contains(name));
+    let mut names: Vec<&[u8]> = brought(&names[..length]).filter(|name| !ORIGINS.contains(name)).collect();
     names.sort_unstable();
     if names.contains(&CAPABILITY) {
         return Ok(None);
@@ -217,7 +217,7 @@ impl Question {
     /// # Errors
     /// When the directory is gone.
     pub fn about(directory: &Path, paths: Vec<PathBuf>) -> Result<Self> {
-        let below = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
+        let below = open_directory(directory)?;
         let told = |path: &Path| open(&below, path, false).and_then(|file| traits(&file)).ok().flatten();
         let files = paths.into_iter().filter_map(|path| told(&path).map(|traits| (path, traits))).collect();
         Ok(Self { files })
@@ -248,8 +248,7 @@ pub struct Answer<'a> {
     left: u64,
     at_work: Option<Reading>,
     zeros: Zeros,
-    out: Vec<u8>,
-    taken: usize,
+    out: VecDeque<u8>,
 }
 
 impl<'a> Answer<'a> {
@@ -258,8 +257,8 @@ impl<'a> Answer<'a> {
     /// # Errors
     /// When the directory is gone.
     pub fn to(asked: &'a [u8], directory: &Path) -> Result<Self> {
-        let below = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
-        Ok(Self { below, asked, left: BLOCKS_MAX, at_work: None, zeros: Zeros::new(), out: Vec::new(), taken: 0 })
+        let below = open_directory(directory)?;
+        Ok(Self { below, asked, left: BLOCKS_MAX, at_work: None, zeros: Zeros::new(), out: VecDeque::new() })
     }
 
     fn make(&mut self) -> io::Result<()> {
@@ -300,15 +299,10 @@ impl<'a> Answer<'a> {
 
 impl Read for Answer<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        while self.taken == self.out.len() && (self.at_work.is_some() || !self.asked.is_empty()) {
-            self.out.clear();
-            self.taken = 0;
+        while self.out.is_empty() && (self.at_work.is_some() || !self.asked.is_empty()) {
             self.make()?;
         }
-        let length = into.len().min(self.out.len() - self.taken);
-        into[..length].copy_from_slice(&self.out[self.taken..self.taken + length]);
-        self.taken += length;
-        Ok(length)
+        self.out.read(into)
     }
 }
 
@@ -343,7 +337,7 @@ impl Known {
     /// # Errors
     /// When the directory is gone.
     pub fn fitting(&self, directory: &Path) -> Result<impl FnMut(&Path) -> bool> {
-        let below = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
+        let below = open_directory(directory)?;
         let mut blocks = self.blocks();
         Ok(move |path: &Path| {
             let Some(known) = self.files.get(path) else { return false };
@@ -366,7 +360,7 @@ impl Known {
     /// # Errors
     /// When the directory is gone.
     pub fn patch(&mut self, directory: &Path, paths: Vec<PathBuf>) -> Result<Patch<'_>> {
-        let below = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
+        let below = open_directory(directory)?;
         Ok(Patch {
             below,
             blocks: self.blocks(),
@@ -375,8 +369,7 @@ impl Known {
             read: Duration::ZERO,
             at_work: None,
             zeros: Zeros::new(),
-            out: Vec::new(),
-            taken: 0,
+            out: VecDeque::new(),
         })
     }
 }
@@ -392,8 +385,7 @@ pub struct Patch<'a> {
     pub(super) read: Duration,
     at_work: Option<(PathBuf, Blocks, Reading)>,
     zeros: Zeros,
-    out: Vec<u8>,
-    taken: usize,
+    out: VecDeque<u8>,
 }
 
 impl Patch<'_> {
@@ -464,9 +456,7 @@ impl Patch<'_> {
 
 impl Read for Patch<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if self.taken == self.out.len() {
-            self.out.clear();
-            self.taken = 0;
+        if self.out.is_empty() {
             let began = Instant::now();
             // A bulk stream has frames of several blocks.
             while self.out.len() < into.len() {
@@ -478,10 +468,7 @@ impl Read for Patch<'_> {
             }
             self.read += began.elapsed();
         }
-        let length = into.len().min(self.out.len() - self.taken);
-        into[..length].copy_from_slice(&self.out[self.taken..self.taken + length]);
-        self.taken += length;
-        Ok(length)
+        self.out.read(into)
     }
 }
 
@@ -490,7 +477,7 @@ impl Read for Patch<'_> {
 /// # Errors
 /// When it is damaged, or the disk refuses.
 pub fn apply(directory: &Path, from: &mut dyn Read) -> Result<()> {
-    let below = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
+    let below = open_directory(directory)?;
     let mut block = vec![0; BLOCK];
     while let Some(length) = first_of(from)? {
         ensure!((1..=PATH_MAX_BYTES).contains(&length), "a patch is damaged: a path of {length} bytes");

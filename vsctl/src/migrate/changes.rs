@@ -282,13 +282,18 @@ pub fn check_whole(directory: &Path, members: &[&Path], listing: &[u8]) -> Resul
 pub(super) const NAMES_MAX_BYTES: usize = 65_536;
 
 /// What an archive brings of attributes; others are this host's own, as SELinux's.
-pub(super) const BROUGHT: [&[u8]; 4] = [b"user.", b"security.capability", b"trusted.overlay.", b"system.posix_acl_"];
+const BROUGHT: [&[u8]; 4] = [b"user.", b"security.capability", b"trusted.overlay.", b"system.posix_acl_"];
+
+/// Those of a list of names, each with a NUL behind it.
+pub(super) fn brought(names: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let is_brought = |name: &&[u8]| BROUGHT.iter().any(|kind| name.starts_with(kind));
+    names.split(|byte| *byte == 0).filter(is_brought)
+}
 
 fn clear_attributes(directory: &Path) -> io::Result<()> {
     let mut names = vec![0_u8; NAMES_MAX_BYTES];
     let length = llistxattr(directory, &mut names[..])?;
-    let is_brought = |name: &&[u8]| BROUGHT.iter().any(|kind| name.starts_with(kind));
-    for name in names[..length].split(|byte| *byte == 0).filter(is_brought) {
+    for name in brought(&names[..length]) {
         lremovexattr(directory, name)?;
     }
     Ok(())
