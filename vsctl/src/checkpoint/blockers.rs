@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -177,7 +178,9 @@ pub fn find(init: i32, processes: &[Process]) -> Result<Vec<Blocker>> {
         queues(init).context("list message queues")?.into_iter().map(Blocker::Queue).collect();
     found.extend(waiting(init).into_iter().map(Blocker::Waiting));
     // A descriptor that was handed on may be of a mount that only another sees.
-    let mounts: Vec<MountInfo> = processes.iter().filter_map(|process| mounts(process.pid).ok()).flatten().collect();
+    let views: BTreeMap<_, i32> =
+        processes.iter().filter_map(|process| Some((view(process.pid).ok()?, process.pid))).collect();
+    let mounts: Vec<MountInfo> = views.into_values().filter_map(|pid| mounts(pid).ok()).flatten().collect();
     for process in processes {
         let mut note = |what| found.push(Blocker::new(process, what));
         if process.pid != init && parent_inside(process.pid) == Some(0) {
@@ -206,9 +209,7 @@ pub fn namespaces(pid: i32, kinds: &[&'static str]) -> Result<BTreeMap<&'static 
     let number = |kind: &&'static str| match fs::metadata(format!("/proc/{pid}/ns/{kind}")) {
         Ok(found) => Some(Ok((*kind, found.ino()))),
         // A kernel without that kind.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && Path::new(&format!("/proc/{pid}")).exists() => {
-            None
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && Path::new(&format!("/proc/{pid}")).exists() => None,
         Err(error) => Some(Err(error.into())),
     };
     kinds.iter().filter_map(number).collect()
@@ -276,6 +277,11 @@ fn ports_with_waiting(table: &str) -> BTreeSet<u16> {
         is_waited_for.then(|| u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok())?
     };
     table.lines().filter_map(port).collect()
+}
+
+/// What decides which mounts a process sees: its namespace, and its root.
+fn view(pid: i32) -> io::Result<(u64, PathBuf)> {
+    Ok((fs::metadata(format!("/proc/{pid}/ns/mnt"))?.ino(), fs::read_link(format!("/proc/{pid}/root"))?))
 }
 
 /// The mounts that a process sees.
