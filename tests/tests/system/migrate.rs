@@ -19,12 +19,15 @@ use crate::bad_input::SmallDisk;
 
 #[path = "migrate/blocks.rs"]
 mod blocks;
+#[path = "migrate/changes.rs"]
+mod changes;
 #[path = "migrate/hosts.rs"]
 mod hosts;
 #[path = "migrate/template.rs"]
 mod template;
 
 use blocks::of_a_large_file_the_blocks_that_change_are_sent;
+use changes::{what_changes_in_the_first_pass_is_sent_while_it_runs, what_changes_while_it_is_sent_arrives_too};
 use hosts::{Hosts, MOVE, hosts, manifest, nothing_kept_at, reach, same};
 use template::{
     a_template_that_does_not_arrive_whole_is_not_there, a_template_that_is_made_there_meanwhile_is_used_or_named,
@@ -37,6 +40,7 @@ promises![
     a_running_server_is_stopped_moved_and_started,
     a_full_copy_and_a_privileged_server_move_too,
     what_changes_while_it_is_sent_arrives_too,
+    what_changes_in_the_first_pass_is_sent_while_it_runs,
     of_a_large_file_the_blocks_that_change_are_sent,
     it_moves_there_and_back_again,
     a_dry_run_changes_nothing,
@@ -168,26 +172,20 @@ fn a_full_copy_and_a_privileged_server_move_too(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Changes of all kinds, made inside after everything was sent once.
-const CHANGES: &str = "set -e
-    echo more >>/srv/grown; truncate -s 5000000 /srv/grown; echo in a hole >>/srv/grown
-    printf other | dd of=/srv/grown bs=1 seek=70000 conv=notrunc 2>/dev/null; truncate -s 1200000 /srv/shrunk
-    chmod 600 /srv/mode; printf other | dd of=/srv/mode bs=1 seek=70000 conv=notrunc 2>/dev/null
-    echo grown >>/srv/a; truncate -s 1000 /srv/big; echo in the middle | dd of=/srv/hole bs=1 seek=4000000 conv=notrunc 2>/dev/null
-    rm '/srv/a name
-of two lines'
-    mv /srv/shared /srv/moved; ln /srv/big /srv/moved/big; chmod 600 /srv/pipe; chown -h 5:6 /srv/link
-    rmdir /srv/empty; echo file >/srv/empty
-    rm -r /etc/vsinit; rm /etc/group; mkdir -p /etc/group/was/a/file
-    rm -r /etc/ssl 2>/dev/null || :; mkdir -p /etc/ssl; touch /etc/ssl/new
-    mv /etc/services /etc/renamed 2>/dev/null || :
-    touch -d '2005-01-02 03:04:05' /srv/moved";
-
 /// Begins to move the server: all of it was sent while it ran (the third moment), it runs still, and the command is stopped.
 fn sent_once(site: &Site) -> Result<Background> {
-    let moving = site.vsctl(MOVE).env("VSOS_FAULT", "migrate:3:stop").env("RUST_LOG", "info").spawn()?;
-    eventually("a command that stops", GUEST_LIMIT, || is_stopped(moving.pid()).then_some(()))?;
+    stopped_at(site, "migrate:3:stop")
+}
+
+/// Begins to move the server, and has the command stop at a moment.
+fn stopped_at(site: &Site, moments: &str) -> Result<Background> {
+    let moving = site.vsctl(MOVE).env("VSOS_FAULT", moments).env("RUST_LOG", "info").spawn()?;
+    until_stopped(&moving)?;
     Ok(moving)
+}
+
+fn until_stopped(command: &Background) -> Result<()> {
+    eventually("a command that stops", GUEST_LIMIT, || is_stopped(command.pid()).then_some(()))
 }
 
 fn is_stopped(pid: i32) -> bool {
@@ -196,44 +194,6 @@ fn is_stopped(pid: i32) -> bool {
 
 fn kill(pid: i32, signal: Signal) -> Result<()> {
     nix::sys::signal::kill(Pid::from_raw(pid), signal).with_context(|| format!("send {signal} to {pid}"))
-}
-
-fn what_changes_while_it_is_sent_arrives_too(site: &Site) -> Result<()> {
-    let hosts = hosts(site)?;
-    for (flags, tree) in [("--net bridge", "upper"), ("--volume dir", "root"), ("--privileged", "upper")] {
-        let server = site.template("busybox")?.server("web1").with(flags).start()?;
-        server.sh(FILES)?;
-        let beside = |site: &Site| site.path("var/lib/vsos/servers/web1/console.log.1");
-        fs::write(beside(site), "an older log")?;
-        // What is younger when it is first looked at is sent again in any case.
-        if tree == "upper" {
-            std::thread::sleep(Duration::from_millis(5_500));
-        }
-        let mut moving = sent_once(site)?;
-        ensure!(server.state()? == "running", "it is {}", server.state()?);
-        server.sh(CHANGES)?;
-        let tree = |site: &Site| site.path("var/lib/vsos/servers/web1/volume").join(tree);
-        // What its services write at their end is not ours.
-        let files = |site: &Site| -> Result<BTreeMap<String, String>> {
-            let mut files = manifest(&tree(site))?;
-            files.retain(|path, _| ["srv", "etc", "bin"].iter().any(|own| path.starts_with(own)));
-            Ok(files)
-        };
-        let before = files(site)?;
-        kill(moving.pid(), Signal::SIGCONT)?;
-        let done = moving.wait()?.success().context(flags)?;
-        for phase in ["sending what has changed", "sending changed blocks"] {
-            ensure!(done.errors().contains(&format!("web1: {phase}")), "no word of {phase}: {done}");
-        }
-        drop(server);
-        let there = Running::adopt(&hosts.to, "web1");
-        same(&before, &files(&hosts.to)?).context(flags)?;
-        ensure!(fs::read_to_string(beside(&hosts.to))? == "an older log", "{flags}");
-        ensure!(there.sh("cat /srv/empty; stat -c %h /srv/moved/b")? == "file\n2");
-        hosts.nothing_at(site)?;
-        hosts.to.ok(["destroy", "--force", "web1"])?;
-    }
-    Ok(())
 }
 
 fn it_moves_there_and_back_again(site: &Site) -> Result<()> {

@@ -110,23 +110,25 @@ pub fn take_back(plan: &str, host: &mut dyn Host, journal: &mut Journal) -> Resu
 }
 
 /// For tests of crashes: `VSOS_FAULT=PLAN:N:kill|fail|stop` ends the process with SIGKILL before step N, makes it fail,
-/// or stops it there until SIGCONT, so that a test can end the whole host at that moment.
+/// or stops it there until SIGCONT, so that a test can end the whole host at that moment. Several have commas between them.
 ///
 /// # Errors
 /// As the test wishes.
 pub fn fault(plan: &str, number: usize) -> Result<()> {
     let Some(wish) = env::var_os("VSOS_FAULT") else { return Ok(()) };
-    let wish = wish.to_string_lossy().into_owned();
-    match wish.split(':').collect::<Vec<_>>()[..] {
-        [name, at, what] if name == plan && at.parse() == Ok(number) => match what {
-            "kill" => {
-                signal_self(nix::libc::SIGKILL)?;
-                unreachable!("SIGKILL cannot be handled")
-            }
-            "stop" => signal_self(nix::libc::SIGSTOP),
-            _ => Err(anyhow!("VSOS_FAULT={wish}")),
-        },
-        _ => Ok(()),
+    let wishes = wish.to_string_lossy();
+    let here = wishes.split(',').find_map(|wish| match wish.split(':').collect::<Vec<_>>()[..] {
+        [name, at, what] if name == plan && at.parse() == Ok(number) => Some(what),
+        _ => None,
+    });
+    match here {
+        None => Ok(()),
+        Some("kill") => {
+            signal_self(nix::libc::SIGKILL)?;
+            unreachable!("SIGKILL cannot be handled")
+        }
+        Some("stop") => signal_self(nix::libc::SIGSTOP),
+        Some(_) => Err(anyhow!("VSOS_FAULT={wishes}")),
     }
 }
 

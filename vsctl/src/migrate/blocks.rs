@@ -351,6 +351,21 @@ impl Known {
         self.files.contains_key(path)
     }
 
+    /// Their paths.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.keys().map(PathBuf::as_path)
+    }
+
+    /// What the target has of others, too.
+    pub fn extend(&mut self, others: Self) {
+        self.files.extend(others.files);
+    }
+
+    /// Only those of which `is_there` says so are still there as they were.
+    pub fn retain(&mut self, mut is_there: impl FnMut(&Path) -> bool) {
+        self.files.retain(|path, _| is_there(path));
+    }
+
     fn blocks(&self) -> u64 {
         self.files.values().map(|known| known.sums.len() as u64).sum()
     }

@@ -62,6 +62,16 @@ impl Stamp {
         self.mode & nix::libc::S_IFMT == nix::libc::S_IFDIR
     }
 
+    /// Whether it has several names.
+    fn has_names(self) -> bool {
+        !self.is_directory() && self.links > 1
+    }
+
+    /// Whether it is worth the sums of its blocks.
+    fn may_have_blocks(self) -> bool {
+        self.is_file() && self.links == 1 && self.length >= LARGE
+    }
+
     fn is_file(self) -> bool {
         self.mode & nix::libc::S_IFMT == nix::libc::S_IFREG
     }
@@ -93,8 +103,20 @@ pub struct Changes {
     pub names: Vec<u8>,
     /// What these take on the disk, a file with several names each time.
     pub size: Size,
+    /// How much of that need not be sent again as a whole, once it is: what rests, and large files, of which blocks can be sent then.
+    pub lasting_bytes: u64,
     /// Those that have changed, and are not to be sent but patched.
     pub patched: Vec<PathBuf>,
+}
+
+impl Changes {
+    /// The paths of those to be sent.
+    pub fn names(&self) -> impl Iterator<Item = &Path> {
+        self.names
+            .split(|byte| *byte == 0)
+            .filter(|path| !path.is_empty())
+            .map(|path| Path::new(OsStr::from_bytes(path)))
+    }
 }
 
 impl Survey {
@@ -122,13 +144,23 @@ impl Survey {
         Ok(survey)
     }
 
+    /// How long it takes until what was written last may be told to rest; none when that is little.
+    pub fn time_to_rest(&self) -> Option<Duration> {
+        self.time_until(RESTS_NS, i128::MIN)
+    }
+
     /// How long it takes until what was written lately, and rests since, is settled; none when that is little.
     pub fn time_to_settle(&self) -> Option<Duration> {
-        let rests = |stamp: &&Stamp| (RESTS_NS..SETTLED_NS).contains(&(self.began_ns - stamp.changed_ns));
-        let resting = || self.files.values().filter(rests);
-        let youngest = resting().map(|stamp| stamp.changed_ns).max()?;
-        let left = u64::try_from(youngest + SETTLED_NS - self.began_ns).ok()?;
-        let bytes: u64 = resting().map(|stamp| stamp.disk_bytes).sum();
+        self.time_until(SETTLED_NS, RESTS_NS)
+    }
+
+    /// How long it takes until all that was changed at least `from_ns` ago, and less than `age_ns`, was so `age_ns` ago.
+    fn time_until(&self, age_ns: i128, from_ns: i128) -> Option<Duration> {
+        let is_young = |stamp: &&Stamp| (from_ns..age_ns).contains(&(self.began_ns - stamp.changed_ns));
+        let young = || self.files.values().filter(is_young);
+        let youngest = young().map(|stamp| stamp.changed_ns).max()?.min(self.began_ns);
+        let left = u64::try_from(youngest + age_ns - self.began_ns).ok()?;
+        let bytes: u64 = young().map(|stamp| stamp.disk_bytes).sum();
         (bytes >= WORTH_WAITING).then(|| Duration::from_nanos(left))
     }
 
@@ -136,6 +168,46 @@ impl Survey {
     pub fn include_settled(&mut self, other: Survey) {
         self.settled.extend(other.files.keys().cloned());
         self.files.extend(other.files);
+    }
+
+    /// Whether a file was there.
+    pub fn contains(&self, path: &Path) -> bool {
+        self.files.contains_key(path)
+    }
+
+    /// From when on all is sent again by who looks at times only, in seconds since 1970: also what was not settled.
+    pub fn again_since_s(&self) -> i64 {
+        i64::try_from((self.began_ns - SETTLED_NS).div_euclid(1_000_000_000)).unwrap_or_default()
+    }
+
+    /// Takes over from a later survey of the root: of what has changed then, directories and what was changed [since](Self::again_since_s) were
+    /// sent after it. What is `left_out` was not.
+    pub fn follow(&mut self, later: Survey, changes: &Changes, left_out: impl Fn(&Path) -> bool) {
+        let since_ns = i128::from(self.again_since_s()) * 1_000_000_000;
+        let before = std::mem::take(self);
+        let anew: BTreeSet<&Path> = changes.names().collect();
+        let is_there = |path: &PathBuf, stamp: &Stamp| {
+            stamp.is_directory() || stamp.changed_ns >= since_ns || !anew.contains(path.as_path())
+        };
+        self.began_ns = later.began_ns;
+        self.files = later.files.into_iter().filter(|(path, stamp)| !left_out(path) && is_there(path, stamp)).collect();
+        for (path, stamp) in before.files {
+            if left_out(&path) || before.settled.contains(&path) {
+                self.files.insert(path, stamp);
+            }
+        }
+        self.settled = before.settled;
+        self.renewed = before.renewed.into_iter().filter(|(path, _)| left_out(path)).collect();
+    }
+
+    /// Whether what was read after this survey is what has this stamp.
+    fn has(&self, path: &Path, stamp: &Stamp) -> bool {
+        let renewed = self.renewed.get(path);
+        let is_large = stamp.is_file() && stamp.length >= LARGE;
+        let settled_ns = renewed.unwrap_or(&self.began_ns)
+            - if is_large || renewed.is_some() { LARGE_SETTLED_NS } else { SETTLED_NS };
+        let is_settled = |known: &Stamp| known.changed_ns < settled_ns || self.settled.contains(path);
+        self.files.get(path).is_some_and(|known| known.is_same(stamp) && is_settled(known))
     }
 
     /// Passes over files of which `is_left_out` says so, as if they were not there.
@@ -153,9 +225,7 @@ impl Survey {
 
     /// Files with one name that are large and have changed lately, and so may do again: the latest first, until they are much.
     pub fn likely(&self) -> Vec<PathBuf> {
-        let is_likely = |stamp: &Stamp| {
-            stamp.is_file() && stamp.links == 1 && stamp.length >= LARGE && self.began_ns - stamp.changed_ns < LATELY_NS
-        };
+        let is_likely = |stamp: &Stamp| stamp.may_have_blocks() && self.began_ns - stamp.changed_ns < LATELY_NS;
         let mut likely: Vec<(&PathBuf, &Stamp)> = self.files.iter().filter(|(_, stamp)| is_likely(stamp)).collect();
         likely.sort_by_key(|(_, stamp)| std::cmp::Reverse(stamp.changed_ns));
         // Holes are not read, and have sums.
@@ -182,15 +252,8 @@ impl Survey {
 
     /// What has to be sent to somebody who has everything that was read after the survey `before`. Files that `can_be_patched` are not sent.
     pub fn since(&self, before: &Survey, mut can_be_patched: impl FnMut(&Path) -> bool) -> Changes {
-        let is_same = |path: &PathBuf, stamp: &Stamp| {
-            let renewed = before.renewed.get(path);
-            let is_large = stamp.is_file() && stamp.length >= LARGE;
-            let settled_ns = renewed.unwrap_or(&before.began_ns)
-                - if is_large || renewed.is_some() { LARGE_SETTLED_NS } else { SETTLED_NS };
-            let is_settled = |known: &Stamp| known.changed_ns < settled_ns || before.settled.contains(path);
-            before.files.get(path).is_some_and(|known| known.is_same(stamp) && is_settled(known))
-        };
-        let changed = |path: &Path| self.files.get_key_value(path).is_some_and(|(path, stamp)| !is_same(path, stamp));
+        let changed =
+            |path: &Path| self.files.get_key_value(path).is_some_and(|(path, stamp)| !before.has(path, stamp));
         let mut anew: BTreeSet<&Path> = BTreeSet::new();
         // A directory that was moved away and back may have been another's place when it was read. Both have changed then, it and what it
         // lies in; in the order of paths, what is in it follows.
@@ -207,7 +270,19 @@ impl Survey {
             // Putting a file into a directory gives that another time than it had.
             anew.extend(path.parent().filter(|parent| self.files.contains_key(*parent)));
         }
+        // Moved with its directory, a file is not told to have changed; its other names elsewhere would be files by themselves.
+        let linked: BTreeSet<u64> = anew
+            .iter()
+            .filter_map(|path| self.files.get(*path))
+            .filter(|stamp| stamp.has_names())
+            .map(|stamp| stamp.inode)
+            .collect();
+        for (path, _) in self.files.iter().filter(|(_, stamp)| stamp.has_names() && linked.contains(&stamp.inode)) {
+            anew.insert(path);
+            anew.extend(path.parent().filter(|parent| self.files.contains_key(*parent)));
+        }
         let (mut listing, mut names, mut size, mut patched) = (Vec::new(), Vec::new(), Size::default(), Vec::new());
+        let mut lasting_bytes = 0;
         for (path, stamp) in &self.files {
             let mut kind = SAME;
             let bytes = path.as_os_str().as_bytes();
@@ -220,12 +295,15 @@ impl Survey {
                 names.push(0);
                 size.bytes += stamp.disk_bytes;
                 size.entries += 1;
+                if stamp.may_have_blocks() || stamp.changed_ns < self.began_ns - SETTLED_NS {
+                    lasting_bytes += stamp.disk_bytes;
+                }
             }
             listing.push(kind);
             listing.extend(bytes);
             listing.push(0);
         }
-        Changes { listing, names, size, patched }
+        Changes { listing, names, size, lasting_bytes, patched }
     }
 }
 
@@ -399,13 +477,67 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_was_moved_with_its_directory_brings_the_others_along() {
+        let root = tree();
+        fs::hard_link(root.path().join("volume/etc/deep/c"), root.path().join("volume/also-c")).unwrap();
+        let before = settled(root.path());
+        fs::rename(root.path().join("volume/etc/deep"), root.path().join("volume/deep")).unwrap();
+        let changes = survey(root.path()).since(&before, |_| false);
+        // As said above, `etc` may have been moved itself.
+        let names = lines(&changes.names);
+        assert!(["volume/deep/c", "volume/also-c"].iter().all(|name| names.contains(&(*name).to_owned())), "{names:?}");
+    }
+
+    #[test]
+    fn a_pass_by_times_leaves_what_kept_its_time() {
+        let root = tree();
+        let settled = |root: &Path| {
+            let mut survey = settled(root);
+            // This one was there long before.
+            let old = survey.files.iter_mut().filter(|(path, _)| path.ends_with("c"));
+            old.for_each(|(_, stamp)| stamp.changed_ns -= 100_000_000_000);
+            survey
+        };
+        let mut before = settled(root.path());
+        fs::write(root.path().join("volume/etc/a"), "ONE").unwrap();
+        fs::write(root.path().join("volume/etc/b"), "TWO").unwrap();
+        fs::rename(root.path().join("volume/etc/deep"), root.path().join("volume/elsewhere")).unwrap();
+        let now = settled(root.path());
+        let changes = now.since(&before, |_| false);
+        before.follow(now, &changes, |path| path.ends_with("etc/b"));
+        let left = settled(root.path()).since(&before, |_| false);
+        let names = ["volume/elsewhere", "volume/elsewhere/c", "volume/etc", "volume/etc/b"];
+        assert_eq!(lines(&left.names), names);
+        // What came by another way is not of the root.
+        let mut before = settled(root.path());
+        before.include_settled(Survey::take(root.path(), &["beside".as_ref()]).unwrap());
+        let now = settled(root.path());
+        let changes = now.since(&before, |_| false);
+        before.follow(now, &changes, |_| false);
+        let both = Survey::take(root.path(), &[VOLUME.as_ref(), "beside".as_ref()]).unwrap();
+        assert!(
+            both.since(&before, |_| false)
+                .names()
+                .all(|path| path.ends_with("c") || path.ends_with("deep") || path.ends_with("elsewhere"))
+        );
+    }
+
+    #[test]
     fn what_was_renamed_or_has_another_mode_has_changed() {
         let root = tree();
         let before = settled(root.path());
         fs::rename(root.path().join("volume/etc/deep"), root.path().join("volume/elsewhere")).unwrap();
         let sent = lines(&survey(root.path()).since(&before, |_| false).names);
-        // Its old directory lies in its new one, and may have been moved itself.
-        let all = ["volume", "volume/elsewhere", "volume/elsewhere/c", "volume/etc", "volume/etc/a", "volume/etc/b"];
+        // Its old directory lies in its new one, and may have been moved itself; a file in it has a name elsewhere.
+        let all = [
+            "volume",
+            "volume/also-a",
+            "volume/elsewhere",
+            "volume/elsewhere/c",
+            "volume/etc",
+            "volume/etc/a",
+            "volume/etc/b",
+        ];
         assert_eq!(sent, all);
     }
 
@@ -423,15 +555,17 @@ mod tests {
         let later = |seconds: f64| {
             let mut survey = survey(root.path());
             survey.began_ns += (seconds * 1e9) as i128;
-            survey.time_to_settle()
+            let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+            (seconds(survey.time_to_rest()), seconds(survey.time_to_settle()))
         };
         // It may still be being written.
-        assert_eq!(later(0.2), None);
-        let left = later(1.5).unwrap().as_secs_f64();
-        assert!((3.0..=3.5).contains(&left), "{left}");
-        assert_eq!(later(9.0), None);
+        let (rest, settle) = later(0.2);
+        assert!(settle.is_none() && (0.5..=0.8).contains(&rest.unwrap()), "{rest:?} {settle:?}");
+        let (rest, settle) = later(1.5);
+        assert!(rest.is_none() && (3.0..=3.5).contains(&settle.unwrap()), "{rest:?} {settle:?}");
+        assert_eq!(later(9.0), (None, None));
         fs::write(root.path().join("volume/etc/a"), "little").unwrap();
-        assert_eq!(later(1.5), None);
+        assert_eq!((later(0.2), later(1.5)), ((None, None), (None, None)));
     }
 
     #[test]

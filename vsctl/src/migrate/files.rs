@@ -4,7 +4,7 @@
 //! holds of the template is not in its upper layer; what the guest has removed of it is there as whiteouts (device 0:0), which go
 //! as they are. Sockets stay behind: nobody listens at them.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout};
 use std::thread::JoinHandle;
@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, bail};
 
 use super::changes::Survey;
+use super::wire::{Channel, Message, send_whole, stream};
 use kernel::file::FileSystem;
 
 use crate::checkpoint;
@@ -20,7 +21,8 @@ use crate::lifecycle::state;
 use crate::name::Name;
 use crate::site::Site;
 use crate::spec::{Spec, VolumeKind};
-use crate::template::{Content, Held, Members, listen, pack_stream, unpack_stream};
+use crate::template::progress::Progress;
+use crate::template::{Content, Held, InTheWay, Members, listen, pack_stream, unpack_stream};
 use crate::volume;
 
 /// What goes along beside the volume, where it is.
@@ -126,6 +128,11 @@ impl Place {
         Survey::take(&self.directory, &[&self.volume])
     }
 
+    /// The root of the server.
+    pub fn root(&self) -> &Path {
+        &self.volume
+    }
+
     /// Brings all of it to the disk.
     ///
     /// # Errors
@@ -141,31 +148,73 @@ impl Place {
 pub enum Wanted<'a> {
     /// The root of a server that runs: of files that change or go away meanwhile comes something.
     Root,
+    /// Of that, what was changed at a time or later, and directories.
+    Newer {
+        /// All that there is, as [`super::changes`] writes it.
+        listing: &'a [u8],
+        /// In seconds since 1970.
+        since_s: i64,
+        /// What is left out, by lines.
+        but: &'a [u8],
+    },
     /// One member with all that is in it, which does not change.
     Member(&'a Path),
     /// Everything of one that does not run.
     All,
-    /// Of that, the paths in this list, each with a NUL behind it.
-    Names(&'a [u8]),
+    /// Of that, some.
+    Names {
+        /// As above.
+        listing: &'a [u8],
+        /// Their paths, each with a NUL behind it.
+        names: &'a [u8],
+    },
+}
+
+/// Sends a server's files, with the listing of all of them where only some are sent. Returns when they have come.
+///
+/// # Errors
+/// When they cannot be packed, or the connection is gone.
+pub fn send<R: Read, W: Write>(
+    channel: &mut Channel<R, W>,
+    site: &Site,
+    place: &Place,
+    spec: &Spec,
+    wanted: Wanted<'_>,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let (head, listing) = match wanted {
+        Wanted::Newer { listing, .. } => (Message::Again, Some(listing)),
+        Wanted::Names { listing, .. } => (Message::Changes, Some(listing)),
+        Wanted::Root | Wanted::Member(_) | Wanted::All => (Message::Files, None),
+    };
+    channel.send(&head)?;
+    if let Some(mut listing) = listing {
+        send_whole(channel, &mut listing, &mut |_| {})?;
+    }
+    let mut packing = pack(site, place, spec, wanted)?;
+    let sum = stream(channel, &mut packing.output()?, &mut |bytes| progress.advance(bytes))?;
+    packing.finish()?;
+    channel.send(&Message::End(sum))?;
+    channel.expect(&Message::Arrived)
 }
 
 /// Begins to pack a server's files.
 ///
 /// # Errors
 /// When tar cannot be run.
-pub fn pack(site: &Site, place: &Place, spec: &Spec, wanted: Wanted<'_>) -> Result<Packing> {
-    let there: Vec<&Path> = match wanted {
-        Wanted::Root => vec![&place.volume],
-        Wanted::Member(member) => vec![member],
-        Wanted::All => place.members().into_iter().filter(|file| place.directory.join(file).exists()).collect(),
-        Wanted::Names(_) => Vec::new(),
+fn pack(site: &Site, place: &Place, spec: &Spec, wanted: Wanted<'_>) -> Result<Packing> {
+    let pack = |members| pack_stream(&place.directory, &sandbox(site), content(spec), members);
+    let tar = match wanted {
+        Wanted::Root => pack(Members::Whole(&[&place.volume])),
+        Wanted::Newer { since_s, but, .. } => pack(Members::Newer(&place.volume, since_s, but)),
+        Wanted::Member(member) => pack(Members::Whole(&[member])),
+        Wanted::All => {
+            let is_there = |file: &&Path| place.directory.join(file).exists();
+            pack(Members::Whole(&place.members().into_iter().filter(is_there).collect::<Vec<_>>()))
+        }
+        Wanted::Names { names, .. } => pack(Members::Listed(names)),
     };
-    let members = match wanted {
-        Wanted::Names(names) => Members::Listed(names),
-        _ => Members::Whole(&there),
-    };
-    let tar = pack_stream(&place.directory, &sandbox(site), content(spec), members)?;
-    Ok(Packing::of(tar, matches!(wanted, Wanted::Root)))
+    Ok(Packing::of(tar?, matches!(wanted, Wanted::Root | Wanted::Newer { .. })))
 }
 
 /// Begins to pack a template.
@@ -221,13 +270,21 @@ impl Drop for Packing {
     }
 }
 
-/// Unpacks what [`pack`] has packed.
+/// Unpacks what [`send`] sends. A server that runs may have put something else in the place of a directory since room was made for what comes:
+/// then that is `in_the_way`, and both have changed once more, so they come again.
 ///
 /// # Errors
 /// When it is damaged or cut, or the disk refuses. What is left then is the caller's to remove.
-pub fn unpack(site: &Site, name: &Name, place: &Place, spec: &Spec, from: &mut (dyn Read + Send)) -> Result<()> {
+pub fn unpack(
+    site: &Site,
+    name: &Name,
+    place: &Place,
+    spec: &Spec,
+    from: &mut (dyn Read + Send),
+    in_the_way: InTheWay,
+) -> Result<()> {
     let what = format!("the files of '{name}'");
-    let said = unpack_stream(from, content(spec), &what, &place.directory, &sandbox(site))?;
+    let said = unpack_stream(from, content(spec), &what, &place.directory, &sandbox(site), in_the_way)?;
     said.iter().for_each(|line| log::warn!("'{name}': {line}"));
     Ok(())
 }

@@ -15,6 +15,7 @@ mod files;
 mod ladder;
 mod link;
 mod pages;
+mod passes;
 mod patches;
 mod processes;
 mod rounds;

@@ -7,37 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::blocks::{Known, Question};
-use super::changes::Survey;
 use super::files::Place;
 use super::wire::{Bulk, Channel, Message, send_whole};
 use crate::size::show_bytes;
 use crate::template::progress::Progress;
-
-/// Less than this is not worth another look while the server runs, in bytes.
-const LITTLE: u64 = 1 << 20;
-
-/// What has changed in files while their server ran, in bytes.
-#[derive(Debug, Clone, Copy)]
-pub struct Changed {
-    /// In files that come whole.
-    whole_bytes: u64,
-    /// In blocks of others, which were sent.
-    patched_bytes: u64,
-    /// How long it took to read these others.
-    read: Duration,
-}
-
-impl Changed {
-    /// What will have changed when as much time has passed again.
-    pub fn bytes(self) -> u64 {
-        self.whole_bytes + self.patched_bytes
-    }
-
-    /// What it will take to read what may have changed.
-    pub fn read(self) -> Duration {
-        self.read
-    }
-}
 
 impl Known {
     /// Asks the other side what it has of `paths` below `directory`.
@@ -59,54 +32,10 @@ impl Known {
         Self::from_answer(question, &said)
     }
 
-    /// Sends what has changed since `before` while the server runs, and notes it there.
-    ///
-    /// # Errors
-    /// When the files cannot be read, or the connection is gone.
-    pub fn send_ahead<R: Read, W: Write>(
-        &mut self,
-        channel: &mut Channel<R, W>,
-        place: &Place,
-        before: &mut Survey,
-        progress: &mut dyn Progress,
-    ) -> Result<Changed> {
-        let survey = place.survey_root()?;
-        let changes = survey.since(before, self.fitting(&place.directory)?);
-        let mut changed = Changed { whole_bytes: changes.size.bytes, patched_bytes: 0, read: Duration::ZERO };
-        if !changes.patched.is_empty() {
-            // In this order: see `changes`.
-            place.sync()?;
-            (changed.patched_bytes, changed.read) = self.send(channel, place, changes.patched.clone(), progress)?;
-            before.renew(&survey, changes.patched.into_iter().filter(|path| self.contains(path)));
-        }
-        Ok(changed)
-    }
-
-    /// The same again and again, until what there is to send does not become much less.
-    ///
-    /// # Errors
-    /// As [`Self::send_ahead`].
-    pub fn send_while_less_is_left<R: Read, W: Write>(
-        &mut self,
-        channel: &mut Channel<R, W>,
-        place: &Place,
-        before: &mut Survey,
-        progress: &mut dyn Progress,
-    ) -> Result<()> {
-        let mut last = u64::MAX;
-        loop {
-            let sent = self.send_ahead(channel, place, before, progress)?.patched_bytes;
-            if sent < LITTLE || sent > last / 2 {
-                return Ok(());
-            }
-            last = sent;
-        }
-    }
-
     /// Sends what has changed in `paths`, which nobody changes any more.
     ///
     /// # Errors
-    /// As [`Self::send_ahead`]; when somebody does.
+    /// As [`Self::send`]; when somebody does.
     pub fn send_at_rest<R: Read, W: Write>(
         &mut self,
         channel: &mut Channel<R, W>,
@@ -125,7 +54,12 @@ impl Known {
         }
     }
 
-    fn send<R: Read, W: Write>(
+    /// Sends what has changed in `paths`: how much that was, and how long it took to read it. Those that are not what they were are not known
+    /// any more.
+    ///
+    /// # Errors
+    /// When the files cannot be read, or the connection is gone.
+    pub fn send<R: Read, W: Write>(
         &mut self,
         channel: &mut Channel<R, W>,
         place: &Place,

@@ -3,7 +3,6 @@
 //! Until `migration.toml` says `moved`, the server is this host's own, and a failure lets it go on here. From then on it is the
 //! target's, and `--continue` says so again until the target has heard it and the copy here is gone.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -12,14 +11,14 @@ use kernel::lock::Flock;
 use kernel::process::wait_for_joined_threads;
 
 use super::alive::Alive;
-use super::blocks::Known;
 use super::changes::Survey;
 use super::files::{Place, Wanted};
 use super::ladder::Hindrance;
 use super::link::Link;
 use super::pages::Relay;
+use super::passes::Passes;
 use super::rounds::{Round, Rounds};
-use super::wire::{Checked, Deal, Lost, Message, Offer, Size, send_whole, stream, unexpected};
+use super::wire::{Checked, Deal, Lost, Message, Offer, Size, stream, unexpected};
 use super::{check, files, processes};
 use crate::checkpoint::{self, Ahead, Subject, kept};
 use crate::edit;
@@ -97,7 +96,6 @@ struct Departure<'a> {
     /// The other side is told that somebody works here.
     working: Option<Alive>,
     /// What the target has of large files.
-    known: Known,
     /// Its memory, of which so many bytes come later.
     later: Option<u64>,
     relay: Option<Relay>,
@@ -314,7 +312,6 @@ impl<'a> Departure<'a> {
             link,
             is_prepared: false,
             working: None,
-            known: Known::default(),
             later: None,
             relay: None,
             has_ended: false,
@@ -416,27 +413,18 @@ impl<'a> Departure<'a> {
         self.moment()?;
         interrupt::check()?;
         let place = Place::of(self.site, &server.name, &server.spec)?;
-        let mut before = None;
+        let mut passes = None;
         if found.runs {
             progress.phase("sending the volume", Some(found.size.bytes - found.memory_bytes));
-            let mut survey = place.survey_root()?;
-            if let Some(time) = survey.time_to_settle() {
-                // It would be sent twice, and the second time when the server stands still.
-                thread::sleep(time);
-                survey = place.survey_root()?;
-            }
-            // In this order: see `changes`.
-            place.sync()?;
-            self.send_files(server, &place, Wanted::Root, None, progress)?;
             let channel = self.link.channel()?;
-            self.known = Known::ask(channel, &place.directory, place.survey_root()?.likely())?;
-            self.known.send_while_less_is_left(channel, &place, &mut survey, progress)?;
-            before = Some(survey);
+            let mut begun = Passes::begin((self.site, &server.spec, &place), channel, progress)?;
+            begun.while_less_is_left(channel, progress)?;
+            passes = Some(begun);
             self.moment()?;
         }
         let mut ahead = None;
-        if let (Pause::Live(pause, _), Some(before)) = (pause, &mut before) {
-            ahead = self.send_memory(server, &place, *pause, before, lock, progress)?;
+        if let (Pause::Live(pause, _), Some(passes)) = (pause, &mut passes) {
+            ahead = self.send_memory(server, &place, *pause, passes, lock, progress)?;
             self.moment()?;
         }
         if found.runs && !matches!(state::of(self.site, &server.name)?, State::Running) {
@@ -466,18 +454,19 @@ impl<'a> Departure<'a> {
             }
         }
         self.moment()?;
-        match before {
+        match passes {
             None => {
                 progress.phase("sending the volume", Some(found.size.bytes));
-                self.send_files(server, &place, Wanted::All, None, progress)?;
+                self.send_files(server, &place, Wanted::All, progress)?;
             }
-            Some(before) => {
+            Some(mut passes) => {
                 let now = if self.later.is_some() { Place::survey_thin } else { Place::survey };
-                let changes = now(&place, &server.name)?.since(&before, self.known.fitting(&place.directory)?);
+                let changes = passes.since(&now(&place, &server.name)?)?;
                 log::info!("'{}': {} to send while it stands still", server.name, show_bytes(changes.size.bytes));
                 progress.phase("sending what has changed", Some(changes.size.bytes));
-                self.send_files(server, &place, Wanted::Names(&changes.names), Some(&changes.listing), progress)?;
-                self.known.send_at_rest(self.link.channel()?, &place, &changes.patched, progress)?;
+                let wanted = Wanted::Names { listing: &changes.listing, names: &changes.names };
+                self.send_files(server, &place, wanted, progress)?;
+                passes.send_at_rest(self.link.channel()?, &changes.patched, progress)?;
             }
         }
         self.moment()?;
@@ -515,13 +504,13 @@ impl<'a> Departure<'a> {
     }
 
     /// Sends memory while its programs run, round by round, until what has changed meanwhile is expected to be there within `pause`.
-    /// Files of these rounds do not change any more: they are noted in `before`. None: what was sent is worth nothing.
+    /// Files of these rounds do not change any more: they are noted in `passes`. None: what was sent is worth nothing.
     fn send_memory(
         &mut self,
         server: &Server,
         place: &Place,
         pause: Duration,
-        before: &mut Survey,
+        passes: &mut Passes<'_>,
         lock: &Flock,
         progress: &mut dyn Progress,
     ) -> Result<Option<Ahead>> {
@@ -541,21 +530,21 @@ impl<'a> Departure<'a> {
             let changes = changes.map_or_else(String::new, |rate| format!(", {}/s change", show_bytes(rate as u64)));
             progress.phase(&format!("sending memory, round {round}{changes}"), Some(bytes));
             let member = place.below(&directory)?;
-            self.send_files(server, place, Wanted::Member(&member), None, progress)?;
+            self.send_files(server, place, Wanted::Member(&member), progress)?;
             // Now, and not when the server stands still and all that there is has to be on the disk.
             place.sync()?;
             let sent = first.elapsed() - began - wrote;
-            let files = self.known.send_ahead(self.link.channel()?, place, before, progress)?;
+            let files = passes.again(self.link.channel()?, progress)?;
             let took = first.elapsed() - began;
-            before.include_settled(Survey::take(&place.directory, &[&member])?);
+            passes.include_settled(Survey::take(&place.directory, &[&member])?);
             let outlook = rounds.after(Round {
                 began,
                 wrote,
                 sent,
                 took,
                 bytes,
-                files_bytes: files.bytes(),
-                files_read: files.read(),
+                files_bytes: files.bytes,
+                files_read: files.read,
             });
             let expected = outlook.pause.as_secs_f64();
             log::info!(
@@ -577,28 +566,14 @@ impl<'a> Departure<'a> {
         Ok((!ahead.is_empty()).then_some(ahead))
     }
 
-    /// Sends files, with the listing of all of them where only some are sent.
     fn send_files(
         &mut self,
         server: &Server,
         place: &Place,
         wanted: Wanted<'_>,
-        listing: Option<&[u8]>,
         progress: &mut dyn Progress,
     ) -> Result<()> {
-        let channel = self.link.channel()?;
-        match listing {
-            None => channel.send(&Message::Files)?,
-            Some(mut listing) => {
-                channel.send(&Message::Changes)?;
-                send_whole(channel, &mut listing, &mut |_| {})?;
-            }
-        }
-        let mut packing = files::pack(self.site, place, &server.spec, wanted)?;
-        let sum = stream(channel, &mut packing.output()?, &mut |bytes| progress.advance(bytes))?;
-        packing.finish()?;
-        channel.send(&Message::End(sum))?;
-        channel.expect(&Message::Arrived)
+        files::send(self.link.channel()?, self.site, place, &server.spec, wanted, progress)
     }
 
     /// Has the processes brought back there, whole and still: what speaks against it is found while they can go on here.

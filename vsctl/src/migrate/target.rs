@@ -32,7 +32,7 @@ use crate::site::Site;
 use crate::spec::Spec;
 use crate::store::{self, Migration, Record, Server, Side};
 use crate::template::progress::Silent;
-use crate::template::{Held, Templates};
+use crate::template::{Held, InTheWay, Templates};
 
 /// One connection.
 struct Session<'a> {
@@ -259,6 +259,7 @@ impl Session<'_> {
         let place = Place::of(self.site, name, spec)?;
         let mut listing = None;
         loop {
+            let mut in_the_way = InTheWay::Refused;
             match self.channel.receive()? {
                 Message::Files => {}
                 Message::Blocks => {
@@ -270,16 +271,19 @@ impl Session<'_> {
                     self.arrived(&place, listing.is_none())?;
                     continue;
                 }
+                Message::Again => {
+                    changes::make_room(&place.directory, &[place.root()], &self.hear_listing()?)?;
+                    in_the_way = InTheWay::Stays;
+                }
                 Message::Changes => {
-                    let mut told = Vec::new();
-                    Bulk::new(&mut self.channel).read_to_end(&mut told).context("hear which files there are")?;
+                    let told = self.hear_listing()?;
                     changes::make_room(&place.directory, &place.members(), &told)?;
                     listing = Some(told);
                 }
                 Message::Whole => break,
                 other => return Err(unexpected(&other)),
             }
-            files::unpack(self.site, name, &place, spec, &mut Bulk::new(&mut self.channel))?;
+            files::unpack(self.site, name, &place, spec, &mut Bulk::new(&mut self.channel), in_the_way)?;
             self.arrived(&place, listing.is_none())?;
         }
         if let Some(listing) = listing {
@@ -289,6 +293,12 @@ impl Session<'_> {
         checkpoint::adopt(self.site, &server)?;
         place.sync()?;
         self.moment()
+    }
+
+    fn hear_listing(&mut self) -> Result<Vec<u8>> {
+        let mut told = Vec::new();
+        Bulk::new(&mut self.channel).read_to_end(&mut told).context("hear which files there are")?;
+        Ok(told)
     }
 
     /// Files have come.

@@ -24,7 +24,7 @@ use crate::name::Name;
 use crate::store::Record;
 
 /// The version of everything here. Both sides must have the same.
-pub const PROTOCOL: u32 = 9;
+pub const PROTOCOL: u32 = 10;
 
 /// The longest body. Both ends allocate that much, so a length that is longer is no frame of ours.
 const LONGEST: usize = 1 << 20;
@@ -66,6 +66,8 @@ pub enum Message {
     Files,
     /// A listing of all files comes, and then those that are new in it: two bulk streams.
     Changes,
+    /// The same of its root, while the server runs and changes more.
+    Again,
     /// Large files that may change again, in a bulk stream: what is there of their blocks?
     Blocks,
     /// This is, in a bulk stream.
@@ -619,6 +621,7 @@ mod tests {
             (Message::Ready, r#""ready""#),
             (Message::Files, r#""files""#),
             (Message::Changes, r#""changes""#),
+            (Message::Again, r#""again""#),
             (Message::Blocks, r#""blocks""#),
             (Message::Sums, r#""sums""#),
             (Message::Patch, r#""patch""#),

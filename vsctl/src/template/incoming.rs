@@ -12,7 +12,7 @@ use super::definition::{Definition, Source};
 use super::progress::Progress;
 use super::record::{self, Record, Survey};
 use super::stage::Stage;
-use super::unpack::{Content, Members, pack_stream, unpack_stream};
+use super::unpack::{Content, InTheWay, Members, pack_stream, unpack_stream};
 use super::{Held, Templates};
 use crate::failure::{Exit, Failure};
 use crate::name::Name;
@@ -67,7 +67,7 @@ impl Incoming<'_> {
     /// When it is damaged or cut, or the disk is full.
     pub fn unpack(&mut self, from: &mut (dyn Read + Send)) -> Result<Vec<String>> {
         let what = format!("the template '{}'", self.name);
-        unpack_stream(from, Content::Root, &what, &self.came, &self.sandbox)
+        unpack_stream(from, Content::Root, &what, &self.came, &self.sandbox, InTheWay::Refused)
     }
 
     /// Makes what has come the template, if it is the one with this `digest`.

@@ -309,3 +309,35 @@ fn busybox_is_built_and_has_its_words() {
         assert!(root.join(program.trim_start_matches('/')).symlink_metadata().is_ok(), "{program}");
     }
 }
+
+#[test]
+#[ignore = "needs root: mount namespaces"]
+fn what_is_in_the_way_is_refused_or_stays() {
+    let [from, to, sandbox] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    fs::create_dir_all(to.path().join("root/replaced/by")).unwrap();
+    fs::create_dir(from.path().join("root")).unwrap();
+    for file in ["left-out", "replaced", "sent"] {
+        fs::write(from.path().join("root").join(file), file).unwrap();
+    }
+    let old = fs::File::options().write(true).open(from.path().join("root/left-out")).unwrap();
+    old.set_modified(std::time::UNIX_EPOCH).unwrap();
+    let unpack = |in_the_way, since_s, but: &[u8]| {
+        let members = Members::Newer(Path::new("root"), since_s, but);
+        let mut tar = pack_stream(from.path(), sandbox.path(), Content::Layer, members).unwrap();
+        let mut archive = tar.stdout.take().unwrap();
+        let said = unpack_stream(&mut archive, Content::Layer, "files", to.path(), sandbox.path(), in_the_way);
+        assert!(tar.wait().unwrap().success());
+        said
+    };
+    let refused = unpack(InTheWay::Refused, 0, b"root/left-out\n").unwrap_err();
+    assert!(refused.to_string().contains("root/replaced: Cannot open: File exists"), "{refused:#}");
+    assert!(!to.path().join("root/left-out").exists());
+    unpack(InTheWay::Stays, 0, b"").unwrap();
+    assert!(to.path().join("root/replaced/by").is_dir() && to.path().join("root/left-out").is_file());
+    assert_eq!(fs::read(to.path().join("root/sent")).unwrap(), b"sent");
+    // By its time of change, which nobody can choose, it is as young as the others.
+    fs::remove_file(to.path().join("root/sent")).unwrap();
+    let now_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+    unpack(InTheWay::Stays, now_s + 60, b"").unwrap();
+    assert!(!to.path().join("root/sent").exists());
+}

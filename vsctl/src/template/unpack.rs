@@ -87,6 +87,28 @@ fn packing(head: &[u8]) -> Packing {
     }
 }
 
+/// What is done where a directory with something in it is in the place of what is no directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InTheWay {
+    /// Nothing is unpacked any more, and it is an error.
+    #[default]
+    Refused,
+    /// It stays, and the other is left out.
+    Stays,
+}
+
+/// What tar says of that (its `extract.c`), with the words of the kernel's reasons.
+const IN_THE_WAY: [&str; 3] = [": Is a directory", ": File exists", ": Directory not empty"];
+
+/// tar's last words when not all went well.
+const NOT_ALL: &str = "Exiting with failure status due to previous errors";
+
+/// Whether something was in the way, and tar complains of nothing else.
+fn is_in_the_way(said: &str) -> bool {
+    let complaints = || messages(said).filter(|line| line != NOT_ALL);
+    complaints().count() > 0 && complaints().all(|line| IN_THE_WAY.iter().any(|end| line.ends_with(end)))
+}
+
 /// What became of the unpacking.
 #[derive(Debug, Default)]
 struct Outcome {
@@ -97,6 +119,7 @@ struct Outcome {
     /// tar ended before it had read all.
     tar_left: bool,
     has_end: bool,
+    in_the_way: InTheWay,
 }
 
 /// Unpacks `archive` into the empty directory `root`; `sandbox` is another directory, not above it, to mount on.
@@ -133,13 +156,14 @@ pub fn unpack_stream(
     name: &str,
     root: &Path,
     sandbox: &Path,
+    in_the_way: InTheWay,
 ) -> Result<Vec<String>> {
     check_programs(Packing::None)?;
     let work = || {
         enter(root, sandbox, content).context("cannot make a safe place to unpack in")?;
         let mut tar = spawn_tar(content)?;
         let listener = listen(&mut tar);
-        let mut outcome = Outcome::default();
+        let mut outcome = Outcome { in_the_way, ..Outcome::default() };
         let mut into = tar.stdin.take().context("tar has no input")?;
         let pumped = pump(from, &mut into, &mut outcome, &mut || {});
         drop(into);
@@ -158,6 +182,9 @@ pub enum Members<'a> {
     Whole(&'a [&'a Path]),
     /// The paths in this list, each with a NUL behind it, and nothing that is in them.
     Listed(&'a [u8]),
+    /// Of a member with everything in it, the directories, and what was changed, or written, at this time or later, in seconds since 1970.
+    /// What is in the list, by lines, is left out.
+    Newer(&'a Path, i64, &'a [u8]),
 }
 
 /// Begins to pack `members` of `root`, in such a place as they are unpacked in: where tar finds no list of users, it writes those of
@@ -176,6 +203,11 @@ pub fn pack_stream(root: &Path, sandbox: &Path, content: Content, members: Membe
             Members::Listed(names) => {
                 let list = kernel::memfd::sealed("names", names)?;
                 spawn(tar.args(["--no-recursion", "--null", "--files-from=-"]).stdin(list))?
+            }
+            Members::Newer(member, since_s, but) => {
+                let list = kernel::memfd::sealed("names", but)?;
+                tar.args(["--anchored", "--no-wildcards", "--exclude-from=-"]);
+                spawn(tar.arg(format!("--after-date=@{since_s}")).arg("--").arg(member).stdin(list))?
             }
         };
         child.stdin = None;
@@ -295,7 +327,8 @@ fn judge(outcome: &Outcome, archive: &Path) -> Result<Vec<String>> {
             "a root's tarball has no '..' in its names",
         );
     }
-    if !outcome.tar.is_some_and(|status| status.success()) {
+    let is_left = outcome.in_the_way == InTheWay::Stays && is_in_the_way(&outcome.tar_said);
+    if !is_left && !outcome.tar.is_some_and(|status| status.success()) {
         return bad(format!("tar cannot unpack {name}: {}", first_line(&outcome.tar_said)), "try `tar -tvf` on it");
     }
     Ok(messages(&outcome.tar_said).take(MOST_WARNINGS).collect())
@@ -420,6 +453,14 @@ mod tests {
         assert_eq!(packing(b"BZh9"), Packing::By("bzip2"));
         assert_eq!(packing(b"etc/passwd"), Packing::None);
         assert_eq!(packing(b""), Packing::None);
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_told_from_other_failures() {
+        let way = "tar: volume/a: Cannot open: Is a directory\n";
+        assert!(is_in_the_way(way) && is_in_the_way(&format!("{way}tar: {NOT_ALL}\n")));
+        assert!(!is_in_the_way(&format!("{way}tar: volume/b: Cannot open: Input/output error\n")));
+        assert!(!is_in_the_way("") && !is_in_the_way(NOT_ALL));
     }
 
     #[test]
