@@ -145,14 +145,16 @@ pub fn open_beneath(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
 
 /// [`open_beneath`] with open(2) flags and the mode of a created file; `O_CLOEXEC` is added.
 pub fn open_beneath_with(root: impl AsFd, path: &Path, flags: OFlags, mode: u32) -> Result<OwnedFd> {
+    // Who renames all the time, and has links with many `..`, would be asked for ever.
+    const TRIES: u32 = 1000;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    loop {
-        match rustix::fs::openat2(root.as_fd(), path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(mode), resolve) {
-            // The kernel says EAGAIN when a rename raced with the look-up; it asks to be asked again.
-            Err(rustix::io::Errno::AGAIN) if !flags.contains(OFlags::NONBLOCK) => {}
-            other => return other.during("open below root", path.display()),
-        }
-    }
+    let open = || rustix::fs::openat2(root.as_fd(), path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(mode), resolve);
+    // The kernel says EAGAIN when a rename raced with the look-up; it asks to be asked again.
+    let is_last = |opened: &rustix::io::Result<OwnedFd>| {
+        flags.contains(OFlags::NONBLOCK) || !matches!(opened, Err(rustix::io::Errno::AGAIN))
+    };
+    let opened = (1..TRIES).map(|_| open()).find(is_last).unwrap_or_else(open);
+    opened.during("open below root", path.display())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Limit: what /proc shows, and sockets what they are. Some of it CRIU finds out only when it looks from inside (as a connection to a unix
 //! socket with something to read, which nobody has accepted); then it says so, and the server goes on.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
@@ -178,9 +179,15 @@ pub fn find(init: i32, processes: &[Process]) -> Result<Vec<Blocker>> {
         queues(init).context("list message queues")?.into_iter().map(Blocker::Queue).collect();
     found.extend(waiting(init).into_iter().map(Blocker::Waiting));
     // A descriptor that was handed on may be of a mount that only another sees.
-    let views: BTreeMap<_, i32> =
-        processes.iter().filter_map(|process| Some((view(process.pid).ok()?, process.pid))).collect();
-    let mounts: Vec<MountInfo> = views.into_values().filter_map(|pid| mounts(pid).ok()).flatten().collect();
+    let mut views = BTreeMap::new();
+    for process in processes {
+        let Ok(Entry::Vacant(view)) = view(process.pid).map(|view| views.entry(view)) else { continue };
+        // One that has just ended shows none; another may see the same.
+        if let Some(mounts) = mounts(process.pid).ok().filter(|mounts| !mounts.is_empty()) {
+            view.insert(mounts);
+        }
+    }
+    let mounts: Vec<MountInfo> = views.into_values().flatten().collect();
     for process in processes {
         let mut note = |what| found.push(Blocker::new(process, what));
         if process.pid != init && parent_inside(process.pid) == Some(0) {

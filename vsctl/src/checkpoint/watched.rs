@@ -95,7 +95,7 @@ struct Tree {
     lists_numbers: bool,
 }
 
-/// How deep it is looked. Each directory on the way is an open file.
+/// How deep it is looked. Each directory on the way is two open files; what is watched below, CRIU does not find, and says so.
 const DEPTH_MAX: usize = 256;
 
 impl Tree {
@@ -164,9 +164,9 @@ impl Tree {
         let target = |entry: DirEntry| {
             let link = Path::new(directory).join(OsStr::from_bytes(entry.file_name().to_bytes()));
             let target = file::open_beneath_with(&self.root, &link, OFlags::PATH, 0).ok()?;
-            let number = fstat(&target).ok().filter(|told| told.st_dev == self.device)?.st_ino;
+            let told = fstat(&target).ok().filter(|told| told.st_dev == self.device && told.st_nlink > 0)?;
             let path = fs::read_link(format!("/proc/self/fd/{}", target.as_raw_fd())).ok()?;
-            Some((Path::new("/").join(path.strip_prefix(root).ok()?), number))
+            Some((Path::new("/").join(path.strip_prefix(root).ok()?), told.st_ino))
         };
         let links = entries(&listed)?.filter_map(Result::ok).filter(|entry| entry.file_type() == FileType::Symlink);
         Ok(links.filter_map(target).collect())

@@ -37,9 +37,6 @@ const BLOCK: usize = 64 << 10;
 /// Of all files together: 64 MiB of sums. A guest makes a file as long as it likes at no cost.
 const BLOCKS_MAX: u64 = 4 << 20;
 
-/// How long files may be that are asked about, all together, in bytes.
-pub const LENGTH_MAX: u64 = BLOCKS_MAX * BLOCK as u64;
-
 /// The answer for a file that has to come whole, and the number behind the last block of a patch.
 const NONE: u64 = u64::MAX;
 
@@ -344,6 +341,11 @@ impl Known {
             let reading = open(&below, path, false).and_then(Reading::of);
             reading.is_ok_and(|reading| known.fits(&reading, &mut blocks))
         })
+    }
+
+    /// How long files may be that are asked about yet, all together, in bytes.
+    pub fn room(&self) -> u64 {
+        BLOCKS_MAX.saturating_sub(self.blocks()) * BLOCK as u64
     }
 
     /// Whether the blocks of a file are known.
@@ -706,15 +708,15 @@ mod tests {
         let [source, target] = pair(&random(3 * BLOCK, 1));
         let mut known = known(source.path(), target.path());
         let file = File::options().write(true).open(source.path().join(FILE)).unwrap();
-        file.set_len(LENGTH_MAX).unwrap();
+        file.set_len(Known::default().room()).unwrap();
         assert!(fits(&known, source.path()));
-        file.set_len(LENGTH_MAX + 1).unwrap();
+        file.set_len(Known::default().room() + 1).unwrap();
         assert!(!fits(&known, source.path()));
         assert_eq!(patch(&mut known, source.path(), target.path()), 0);
         assert!(known.files.is_empty());
         // And so where it was before anybody asked.
         let file = File::options().write(true).open(target.path().join(FILE)).unwrap();
-        file.set_len(LENGTH_MAX + 1).unwrap();
+        file.set_len(Known::default().room() + 1).unwrap();
         let asked = Question::about(source.path(), vec![FILE.into()]).unwrap().to_bytes();
         assert_eq!(answer(target.path(), &asked).unwrap(), NONE.to_be_bytes());
     }

@@ -6,17 +6,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{llistxattr, lremovexattr};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, llistxattr, lremovexattr, openat2, statat,
+};
+use rustix::io::Errno;
 
-use super::blocks::LENGTH_MAX;
 use super::wire::Size;
 
 /// What has changed so shortly before a survey may change once more and keep its time: times are those of the kernel's last tick, on
@@ -103,7 +104,9 @@ pub struct Changes {
     pub names: Vec<u8>,
     /// What these take on the disk, a file with several names each time.
     pub size: Size,
-    /// How much of that need not be sent again as a whole, once it is: what rests, and large files, of which blocks can be sent then.
+    /// How much of that a pass by [times](Survey::again_since_s) sends.
+    pub again_bytes: u64,
+    /// How much of that need not be sent again as a whole then: what rests, and large files, of which blocks can be sent from then on.
     pub lasting_bytes: u64,
     /// Those that have changed, and are not to be sent but patched.
     pub patched: Vec<PathBuf>,
@@ -127,15 +130,15 @@ impl Survey {
     pub fn take(directory: &Path, members: &[&Path]) -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut survey = Self { began_ns: now.as_nanos() as i128, ..Self::default() };
-        walk(directory, members, &mut |path, meta| {
-            if !meta.file_type().is_socket() {
+        walk(directory, members, &mut |path, told| {
+            if FileType::from_raw_mode(told.st_mode) != FileType::Socket {
                 let stamp = Stamp {
-                    inode: meta.ino(),
-                    mode: meta.mode(),
-                    links: meta.nlink(),
-                    length: meta.len(),
-                    changed_ns: i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec()),
-                    disk_bytes: meta.blocks() * 512,
+                    inode: told.st_ino,
+                    mode: told.st_mode,
+                    links: told.st_nlink,
+                    length: told.st_size as u64,
+                    changed_ns: i128::from(told.st_ctime) * 1_000_000_000 + i128::from(told.st_ctime_nsec),
+                    disk_bytes: told.st_blocks as u64 * 512,
                 };
                 survey.files.insert(path.to_owned(), stamp);
             }
@@ -180,10 +183,14 @@ impl Survey {
         i64::try_from((self.began_ns - SETTLED_NS).div_euclid(1_000_000_000)).unwrap_or_default()
     }
 
+    fn again_since_ns(&self) -> i128 {
+        i128::from(self.again_since_s()) * 1_000_000_000
+    }
+
     /// Takes over from a later survey of the root: of what has changed then, directories and what was changed [since](Self::again_since_s) were
     /// sent after it. What is `left_out` was not.
     pub fn follow(&mut self, later: Survey, changes: &Changes, left_out: impl Fn(&Path) -> bool) {
-        let since_ns = i128::from(self.again_since_s()) * 1_000_000_000;
+        let since_ns = self.again_since_ns();
         let before = std::mem::take(self);
         let anew: BTreeSet<&Path> = changes.names().collect();
         let is_there = |path: &PathBuf, stamp: &Stamp| {
@@ -192,12 +199,16 @@ impl Survey {
         self.began_ns = later.began_ns;
         self.files = later.files.into_iter().filter(|(path, stamp)| !left_out(path) && is_there(path, stamp)).collect();
         for (path, stamp) in before.files {
-            if left_out(&path) || before.settled.contains(&path) {
+            if left_out(&path) {
+                // It was read when it was, and has settled no more since.
+                let read_ns = before.renewed.get(&path).copied().unwrap_or(before.began_ns);
+                self.renewed.insert(path.clone(), read_ns);
+                self.files.insert(path, stamp);
+            } else if before.settled.contains(&path) {
                 self.files.insert(path, stamp);
             }
         }
         self.settled = before.settled;
-        self.renewed = before.renewed.into_iter().filter(|(path, _)| left_out(path)).collect();
     }
 
     /// Whether what was read after this survey is what has this stamp.
@@ -223,13 +234,15 @@ impl Survey {
         Size { bytes, entries: self.files.len() as u64 }
     }
 
-    /// Files with one name that are large and have changed lately, and so may do again: the latest first, until they are much.
-    pub fn likely(&self) -> Vec<PathBuf> {
+    /// Files with one name that are large and have changed lately, and so may do again, if they are `wanted`: the latest first, until they are
+    /// much, or longer than `room` bytes together.
+    pub fn likely(&self, room: u64, wanted: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
         let is_likely = |stamp: &Stamp| stamp.may_have_blocks() && self.began_ns - stamp.changed_ns < LATELY_NS;
-        let mut likely: Vec<(&PathBuf, &Stamp)> = self.files.iter().filter(|(_, stamp)| is_likely(stamp)).collect();
+        let mut likely: Vec<(&PathBuf, &Stamp)> =
+            self.files.iter().filter(|(path, stamp)| is_likely(stamp) && wanted(path)).collect();
         likely.sort_by_key(|(_, stamp)| std::cmp::Reverse(stamp.changed_ns));
         // Holes are not read, and have sums.
-        let (mut left, mut left_with_holes) = (LIKELY_MAX, LENGTH_MAX);
+        let (mut left, mut left_with_holes) = (LIKELY_MAX, room);
         let fits = |(_, stamp): &&(&PathBuf, &Stamp)| {
             match (left.checked_sub(stamp.disk_bytes), left_with_holes.checked_sub(stamp.length)) {
                 (Some(bytes), Some(length)) => (left, left_with_holes) = (bytes, length),
@@ -282,7 +295,7 @@ impl Survey {
             anew.extend(path.parent().filter(|parent| self.files.contains_key(*parent)));
         }
         let (mut listing, mut names, mut size, mut patched) = (Vec::new(), Vec::new(), Size::default(), Vec::new());
-        let mut lasting_bytes = 0;
+        let (since_ns, mut again_bytes, mut lasting_bytes) = (before.again_since_ns(), 0, 0);
         for (path, stamp) in &self.files {
             let mut kind = SAME;
             let bytes = path.as_os_str().as_bytes();
@@ -295,15 +308,17 @@ impl Survey {
                 names.push(0);
                 size.bytes += stamp.disk_bytes;
                 size.entries += 1;
-                if stamp.may_have_blocks() || stamp.changed_ns < self.began_ns - SETTLED_NS {
-                    lasting_bytes += stamp.disk_bytes;
+                if stamp.changed_ns >= since_ns {
+                    again_bytes += stamp.disk_bytes;
+                    let is_lasting = stamp.may_have_blocks() || stamp.changed_ns < self.began_ns - SETTLED_NS;
+                    lasting_bytes += if is_lasting { stamp.disk_bytes } else { 0 };
                 }
             }
             listing.push(kind);
             listing.extend(bytes);
             listing.push(0);
         }
-        Changes { listing, names, size, lasting_bytes, patched }
+        Changes { listing, names, size, again_bytes, lasting_bytes, patched }
     }
 }
 
@@ -327,13 +342,13 @@ fn parse(listing: &[u8]) -> Result<BTreeMap<&Path, u8>> {
 /// When the listing is damaged, or the disk refuses.
 pub fn make_room(directory: &Path, members: &[&Path], listing: &[u8]) -> Result<()> {
     let listed = parse(listing)?;
-    walk(directory, members, &mut |path, meta| {
+    walk(directory, members, &mut |path, told| {
         let full = directory.join(path);
         match listed.get(path) {
             Some(&(SAME | PATCHED)) => Ok(()),
             // What it has of attributes is added to what it had.
-            Some(&DIRECTORY) if meta.is_dir() => clear_attributes(&full),
-            _ if meta.is_dir() => fs::remove_dir_all(&full),
+            Some(&DIRECTORY) if is_directory(told) => clear_attributes(&full),
+            _ if is_directory(told) => fs::remove_dir_all(&full),
             _ => fs::remove_file(&full),
         }
         .with_context(|| format!("make room for {}", full.display()))
@@ -378,30 +393,48 @@ fn clear_attributes(directory: &Path) -> io::Result<()> {
 }
 
 /// Calls `see` for everything in `members` of `directory`, with its path below that: directories before what is in them, and what is
-/// no directory any more after that is not gone into. What goes away meanwhile is passed over.
-fn walk(directory: &Path, members: &[&Path], see: &mut dyn FnMut(&Path, &fs::Metadata) -> Result<()>) -> Result<()> {
-    let mut left: Vec<PathBuf> = members.iter().rev().map(|member| member.to_path_buf()).collect();
-    while let Some(path) = left.pop() {
-        let full = directory.join(&path);
-        let gone = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
-        let meta = match fs::symlink_metadata(&full) {
-            Err(error) if gone(&error) => continue,
-            meta => meta.with_context(|| format!("stat {}", full.display()))?,
-        };
-        see(&path, &meta)?;
-        if !meta.is_dir() {
-            continue;
+/// no directory any more after that is not gone into. What goes away meanwhile is passed over. No link is followed: whoever is in there could
+/// lead elsewhere by one.
+fn walk(directory: &Path, members: &[&Path], see: &mut dyn FnMut(&Path, &Stat) -> Result<()>) -> Result<()> {
+    let is_gone = |error: Errno| matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP);
+    let below = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
+    let open = |path: &Path, flags| {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        match openat2(&below, path, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            Err(error) if is_gone(error) => Ok(None),
+            opened => opened.map(Some).with_context(|| format!("open {}", directory.join(path).display())),
         }
-        let read = || format!("read {}", full.display());
-        let entries = match fs::read_dir(&full) {
-            Err(error) if gone(&error) => continue,
-            entries => entries.with_context(read)?,
-        };
-        for entry in entries {
-            left.push(path.join(entry.with_context(read)?.file_name()));
+    };
+    let mut left = Vec::new();
+    for member in members {
+        let Some(found) = open(member, OFlags::PATH)? else { continue };
+        let told = fstat(&found).with_context(|| format!("stat {}", directory.join(member).display()))?;
+        see(member, &told)?;
+        left.extend(is_directory(&told).then(|| member.to_path_buf()));
+    }
+    while let Some(path) = left.pop() {
+        let Some(opened) = open(&path, OFlags::RDONLY | OFlags::DIRECTORY)? else { continue };
+        let read = || format!("read {}", directory.join(&path).display());
+        for entry in Dir::read_from(&opened).with_context(read)? {
+            let entry = entry.with_context(read)?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let path = path.join(OsStr::from_bytes(name.to_bytes()));
+            let told = match statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(error) if is_gone(error) => continue,
+                told => told.with_context(|| format!("stat {}", directory.join(&path).display()))?,
+            };
+            see(&path, &told)?;
+            left.extend(is_directory(&told).then_some(path));
         }
     }
     Ok(())
+}
+
+fn is_directory(told: &Stat) -> bool {
+    FileType::from_raw_mode(told.st_mode) == FileType::Directory
 }
 
 #[cfg(test)]
@@ -411,6 +444,9 @@ mod tests {
     use rustix::fs::{XattrFlags, lsetxattr};
 
     use super::*;
+
+    /// For all that is asked about.
+    const ROOM: u64 = 1 << 38;
 
     const VOLUME: &str = "volume";
 
@@ -631,13 +667,13 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         let mut seen = survey(root.path());
-        assert_eq!(seen.likely(), [Path::new("volume/larger"), Path::new("volume/large")]);
+        assert_eq!(seen.likely(ROOM, |_| true), [Path::new("volume/larger"), Path::new("volume/large")]);
         seen.files.get_mut(Path::new("volume/larger")).unwrap().disk_bytes = LIKELY_MAX + 1;
-        assert_eq!(seen.likely(), [Path::new("volume/large")]);
+        assert_eq!(seen.likely(ROOM, |_| true), [Path::new("volume/large")]);
         fs::hard_link(root.path().join("volume/large"), root.path().join("volume/too")).unwrap();
-        assert_eq!(survey(root.path()).likely(), [Path::new("volume/larger")]);
+        assert_eq!(survey(root.path()).likely(ROOM, |_| true), [Path::new("volume/larger")]);
         seen.began_ns += 2 * LATELY_NS;
-        assert!(seen.likely().is_empty());
+        assert!(seen.likely(ROOM, |_| true).is_empty());
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::name::Name;
 use crate::site::Site;
 use crate::spec::{Spec, VolumeKind};
 use crate::template::progress::Progress;
-use crate::template::{Content, Held, InTheWay, Members, listen, pack_stream, unpack_stream};
+use crate::template::{Content, Held, InTheWay, Members, complains_only, listen, pack_stream, unpack_stream};
 use crate::volume;
 
 /// What goes along beside the volume, where it is.
@@ -38,6 +38,18 @@ pub struct Packing {
 
 /// tar's exit status when files have changed under it, and nothing worse.
 const CHANGED: i32 = 1;
+
+/// Whether tar says no more than that a file has changed under it: also into a link or a socket between two looks, which it calls an error.
+/// Another comes when it is looked at again.
+fn is_of_a_change(complaint: &str) -> bool {
+    const ENDS: [&str; 4] = [
+        ": file changed as we read it",
+        ": File removed before we read it",
+        ": Cannot open: Too many levels of symbolic links",
+        ": Cannot open: No such device or address",
+    ];
+    ENDS.iter().any(|end| complaint.ends_with(end)) || complaint.contains(": File shrank by ")
+}
 
 /// What an archive of the server's files holds.
 fn content(spec: &Spec) -> Content {
@@ -252,7 +264,8 @@ impl Packing {
     pub fn finish(mut self) -> Result<()> {
         let status = self.tar.wait().context("wait for tar")?;
         let said = self.said.take().and_then(|said| said.join().ok()).unwrap_or_default();
-        if status.success() || self.may_change && status.code() == Some(CHANGED) {
+        let is_change = || status.code() == Some(CHANGED) || complains_only(&said, is_of_a_change);
+        if status.success() || self.may_change && is_change() {
             return Ok(());
         }
         let first: String =

@@ -69,13 +69,18 @@ impl<'a> Passes<'a> {
         files::send(channel, site, place, spec, Wanted::Root, progress)?;
         let mut passes = Self { site, spec, place, survey, known: Known::default(), passes: 0 };
         passes.moment()?;
-        passes.ask(place.survey_root()?.likely(), channel)?;
+        passes.ask(&place.survey_root()?, |_| true, channel)?;
         Ok(passes)
     }
 
-    /// Asks what has come of large files.
-    fn ask<R: Read, W: Write>(&mut self, mut paths: Vec<PathBuf>, channel: &mut Channel<R, W>) -> Result<()> {
-        paths.retain(|path| fits_a_line(path));
+    /// Asks what has come of large files that were there, those of them that `came`.
+    fn ask<R: Read, W: Write>(
+        &mut self,
+        survey: &Survey,
+        came: impl Fn(&Path) -> bool,
+        channel: &mut Channel<R, W>,
+    ) -> Result<()> {
+        let paths = survey.likely(self.known.room(), |path| fits_a_line(path) && came(path));
         self.known.extend(Known::ask(channel, &self.place.directory, paths)?);
         Ok(())
     }
@@ -124,31 +129,29 @@ impl<'a> Passes<'a> {
         progress: &mut dyn Progress,
     ) -> Result<Changed> {
         let changes = self.since(&now)?;
-        let whole_bytes = changes.size.bytes;
         let is_worth_it = changes.lasting_bytes >= LITTLE.max(WORTH_A_LISTING * changes.listing.len() as u64);
         if is_worth_it || !changes.patched.is_empty() {
             // In this order: see `changes`.
             self.place.sync()?;
         }
-        let mut changed = Changed { bytes: whole_bytes, sent_bytes: 0, read: Duration::ZERO };
+        let mut changed = Changed { bytes: changes.size.bytes, sent_bytes: 0, read: Duration::ZERO };
         if !changes.patched.is_empty() {
             let (bytes, read) = self.known.send(channel, self.place, changes.patched.clone(), progress)?;
             (changed.bytes, changed.sent_bytes, changed.read) = (changed.bytes + bytes, bytes, read);
             self.survey.renew(&now, changes.patched.iter().filter(|path| self.known.contains(path)).cloned());
         }
         if is_worth_it {
-            let patched: BTreeSet<&Path> = changes.patched.iter().map(PathBuf::as_path).collect();
-            log::info!("{} of files in pass {}, while it runs", show_bytes(whole_bytes), self.passes + 1);
-            progress.phase("sending changed files", Some(whole_bytes));
+            let patched = changes.patched.iter().map(PathBuf::as_path);
+            log::info!("{} of files in pass {}, while it runs", show_bytes(changes.again_bytes), self.passes + 1);
+            progress.phase("sending changed files", Some(changes.again_bytes));
             let came: BTreeSet<&Path> = changes.names().collect();
             self.known.retain(|path| now.contains(path) && !came.contains(path));
             self.send_newer(&changes.listing, channel, progress)?;
-            let mut likely = now.likely();
-            self.survey.follow(now, &changes, |path| self.known.contains(path) || patched.contains(path));
-            changed.sent_bytes += whole_bytes;
+            changed.sent_bytes += changes.again_bytes;
             self.moment()?;
-            likely.retain(|path| came.contains(path.as_path()));
-            self.ask(likely, channel)?;
+            let left_out: BTreeSet<PathBuf> = self.known.paths().chain(patched).map(Path::to_path_buf).collect();
+            self.ask(&now, |path| came.contains(path), channel)?;
+            self.survey.follow(now, &changes, |path| left_out.contains(path));
         }
         Ok(changed)
     }

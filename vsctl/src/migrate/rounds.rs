@@ -24,10 +24,12 @@ pub struct Round {
     pub took: Duration,
     /// Its length.
     pub bytes: u64,
-    /// What has changed in files since they were sent, and will be sent in the pause.
+    /// What has changed in files since they were sent: as much will be sent in the pause.
     pub files_bytes: u64,
     /// How long it takes to read those of which only blocks are sent.
     pub files_read: Duration,
+    /// How long all of that took.
+    pub files_took: Duration,
 }
 
 /// What one knows after a round.
@@ -65,7 +67,7 @@ impl Rounds {
         let least = self.least_wrote.map_or(round.wrote, |least| least.min(round.wrote));
         self.sent += round.sent;
         self.sent_bytes += round.bytes;
-        let memory = round.took.saturating_sub(least + round.files_read).as_secs_f64() * left.unwrap_or(1.0);
+        let memory = round.took.saturating_sub(least + round.files_took).as_secs_f64() * left.unwrap_or(1.0);
         // Of all rounds: what a small one takes is hardly for its bytes.
         let files = self.sent.as_secs_f64() * round.files_bytes as f64 / self.sent_bytes.max(1) as f64;
         let files = files + round.files_read.as_secs_f64();
@@ -85,7 +87,16 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
 
     fn round(began_s: u32, wrote: Duration, took: Duration, bytes: u64) -> Round {
-        Round { began: began_s * S, wrote, sent: took - wrote, took, bytes, files_bytes: 0, files_read: Duration::ZERO }
+        Round {
+            began: began_s * S,
+            wrote,
+            sent: took - wrote,
+            took,
+            bytes,
+            files_bytes: 0,
+            files_read: Duration::ZERO,
+            files_took: Duration::ZERO,
+        }
     }
 
     #[test]
@@ -119,7 +130,7 @@ mod tests {
         let small = Round { files_bytes: 500, ..round(13, S, 2 * S, 1) };
         assert!((6.9..7.6).contains(&rounds.after(small).pause.as_secs_f64()));
         // What is read for blocks is read again, however little of it has changed.
-        let read = Round { files_read: S, ..round(14, S, 3 * S, 10) };
+        let read = Round { files_read: S, files_took: S, ..round(14, S, 3 * S, 10) };
         let pause = rounds.after(read).pause.as_secs_f64();
         assert!((pause - (2.0 + 1.0 + 1.0)).abs() < 0.001, "{pause}");
         // None of it is memory: no more than that is known.

@@ -95,7 +95,6 @@ struct Departure<'a> {
     is_prepared: bool,
     /// The other side is told that somebody works here.
     working: Option<Alive>,
-    /// What the target has of large files.
     /// Its memory, of which so many bytes come later.
     later: Option<u64>,
     relay: Option<Relay>,
@@ -545,6 +544,7 @@ impl<'a> Departure<'a> {
                 bytes,
                 files_bytes: files.bytes,
                 files_read: files.read,
+                files_took: took - wrote - sent,
             });
             let expected = outlook.pause.as_secs_f64();
             log::info!(

@@ -57,7 +57,7 @@ pub use copy::copy_tree;
 pub use definition::{Init, buildable};
 pub use incoming::Incoming;
 pub use remove::remove_tree;
-pub use unpack::{Content, InTheWay, Members, listen, pack_stream, unpack_stream};
+pub use unpack::{Content, InTheWay, Members, complains_only, listen, pack_stream, unpack_stream};
 
 /// Where the host keeps its static busybox.
 const BUSYBOX: &str = "/bin/busybox";

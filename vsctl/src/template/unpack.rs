@@ -32,6 +32,9 @@ const END_BYTES: usize = 1024;
 /// What the programs say when the disk is full; the last is tar's word for a write that went in half.
 const FULL: [&str; 3] = ["No space left on device", "Disk quota exceeded", ": Wrote only "];
 
+/// So much of what a program says is kept, in bytes.
+const SAID_MAX: u64 = 64 << 10;
+
 /// A tarball of a million complaints is not worth a million lines.
 const MOST_WARNINGS: usize = 10;
 
@@ -90,23 +93,26 @@ fn packing(head: &[u8]) -> Packing {
 /// What is done where a directory with something in it is in the place of what is no directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum InTheWay {
-    /// Nothing is unpacked any more, and it is an error.
+    /// It is an error.
     #[default]
     Refused,
     /// It stays, and the other is left out.
     Stays,
 }
 
-/// What tar says of that (its `extract.c`), with the words of the kernel's reasons.
-const IN_THE_WAY: [&str; 3] = [": Is a directory", ": File exists", ": Directory not empty"];
-
 /// tar's last words when not all went well.
 const NOT_ALL: &str = "Exiting with failure status due to previous errors";
 
-/// Whether something was in the way, and tar complains of nothing else.
-fn is_in_the_way(said: &str) -> bool {
+/// Whether tar complains of nothing else than `is_fine` says, and all that it said is there.
+pub fn complains_only(said: &str, is_fine: impl Fn(&str) -> bool) -> bool {
     let complaints = || messages(said).filter(|line| line != NOT_ALL);
-    complaints().count() > 0 && complaints().all(|line| IN_THE_WAY.iter().any(|end| line.ends_with(end)))
+    (said.len() as u64) < SAID_MAX && complaints().count() > 0 && complaints().all(|line| is_fine(&line))
+}
+
+/// What tar says of that, also of the other names of what was left out.
+fn is_of_the_way(complaint: &str) -> bool {
+    complaint.ends_with(": File exists")
+        || complaint.contains(": Cannot hard link to ") && complaint.ends_with(": Operation not permitted")
 }
 
 /// What became of the unpacking.
@@ -327,7 +333,7 @@ fn judge(outcome: &Outcome, archive: &Path) -> Result<Vec<String>> {
             "a root's tarball has no '..' in its names",
         );
     }
-    let is_left = outcome.in_the_way == InTheWay::Stays && is_in_the_way(&outcome.tar_said);
+    let is_left = outcome.in_the_way == InTheWay::Stays && complains_only(&outcome.tar_said, is_of_the_way);
     if !is_left && !outcome.tar.is_some_and(|status| status.success()) {
         return bad(format!("tar cannot unpack {name}: {}", first_line(&outcome.tar_said)), "try `tar -tvf` on it");
     }
@@ -369,14 +375,13 @@ fn spawn(command: &mut Command) -> Result<Child> {
 
 /// Collects a child's messages while it runs, the first of them: a pipe that nobody empties would stop it.
 pub fn listen(child: &mut Child) -> std::thread::JoinHandle<String> {
-    const MOST: u64 = 64 << 10;
     let errors = child.stderr.take();
     std::thread::spawn(move || {
         let Some(mut errors) = errors else {
             return String::new();
         };
         let mut said = Vec::new();
-        let _ = (&mut errors).take(MOST).read_to_end(&mut said);
+        let _ = (&mut errors).take(SAID_MAX).read_to_end(&mut said);
         let _ = std::io::copy(&mut errors, &mut std::io::sink());
         String::from_utf8_lossy(&said).into_owned()
     })
@@ -457,10 +462,14 @@ mod tests {
 
     #[test]
     fn what_is_in_the_way_is_told_from_other_failures() {
-        let way = "tar: volume/a: Cannot open: Is a directory\n";
-        assert!(is_in_the_way(way) && is_in_the_way(&format!("{way}tar: {NOT_ALL}\n")));
-        assert!(!is_in_the_way(&format!("{way}tar: volume/b: Cannot open: Input/output error\n")));
-        assert!(!is_in_the_way("") && !is_in_the_way(NOT_ALL));
+        let is_left = |said: &str| complains_only(said, is_of_the_way);
+        let way = "tar: volume/a: Cannot open: File exists\n";
+        assert!(is_left(way) && is_left(&format!("{way}tar: {NOT_ALL}\n")));
+        assert!(is_left("tar: volume/c: Cannot hard link to 'volume/a': Operation not permitted\n"));
+        assert!(!is_left(&format!("{way}tar: volume/b: Cannot open: Input/output error\n")));
+        assert!(!is_left("") && !is_left(NOT_ALL));
+        // What comes after is not known.
+        assert!(!is_left(&way.repeat(SAID_MAX as usize / way.len() + 1)));
     }
 
     #[test]
