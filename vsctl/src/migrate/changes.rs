@@ -135,7 +135,7 @@ impl Survey {
                 let stamp = Stamp {
                     inode: told.st_ino,
                     mode: told.st_mode,
-                    links: told.st_nlink,
+                    links: links(told),
                     length: told.st_size as u64,
                     changed_ns: i128::from(told.st_ctime) * 1_000_000_000 + i128::from(told.st_ctime_nsec),
                     disk_bytes: told.st_blocks as u64 * 512,
@@ -396,12 +396,14 @@ fn clear_attributes(directory: &Path) -> io::Result<()> {
 /// no directory any more after that is not gone into. What goes away meanwhile is passed over. No link is followed: whoever is in there could
 /// lead elsewhere by one.
 fn walk(directory: &Path, members: &[&Path], see: &mut dyn FnMut(&Path, &Stat) -> Result<()>) -> Result<()> {
-    let is_gone = |error: Errno| matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP);
+    let is_gone = |error: Errno| matches!(error, Errno::NOENT | Errno::NOTDIR);
     let below = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
     let open = |path: &Path, flags| {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         match openat2(&below, path, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve) {
             Err(error) if is_gone(error) => Ok(None),
+            // Not of a member, which the host's administrator would have replaced: nobody may take it for gone.
+            Err(Errno::LOOP) if !members.contains(&path) => Ok(None),
             opened => opened.map(Some).with_context(|| format!("open {}", directory.join(path).display())),
         }
     };
@@ -431,6 +433,11 @@ fn walk(directory: &Path, members: &[&Path], see: &mut dyn FnMut(&Path, &Stat) -
         }
     }
     Ok(())
+}
+
+#[allow(clippy::useless_conversion, reason = "narrower on other architectures")]
+fn links(told: &Stat) -> u64 {
+    u64::from(told.st_nlink)
 }
 
 fn is_directory(told: &Stat) -> bool {

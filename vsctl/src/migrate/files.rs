@@ -39,16 +39,19 @@ pub struct Packing {
 /// tar's exit status when files have changed under it, and nothing worse.
 const CHANGED: i32 = 1;
 
-/// Whether tar says no more than that a file has changed under it: also into a link or a socket between two looks, which it calls an error.
-/// Another comes when it is looked at again.
+/// Whether tar says no more than that a file has changed under it: also, between two looks, into a link, a socket, a whiteout or anything else,
+/// which it calls an error. What is there then comes when it is looked at again.
 fn is_of_a_change(complaint: &str) -> bool {
-    const ENDS: [&str; 4] = [
+    const ENDS: [&str; 6] = [
         ": file changed as we read it",
         ": File removed before we read it",
         ": Cannot open: Too many levels of symbolic links",
         ": Cannot open: No such device or address",
+        ": Cannot open: Permission denied",
+        ": Cannot readlink: Invalid argument",
     ];
-    ENDS.iter().any(|end| complaint.ends_with(end)) || complaint.contains(": File shrank by ")
+    let is_cut = || complaint.rsplit_once(": File shrank by ").is_some_and(|(_, rest)| !rest.contains(": "));
+    ENDS.iter().any(|end| complaint.ends_with(end)) || is_cut()
 }
 
 /// What an archive of the server's files holds.
@@ -264,7 +267,7 @@ impl Packing {
     pub fn finish(mut self) -> Result<()> {
         let status = self.tar.wait().context("wait for tar")?;
         let said = self.said.take().and_then(|said| said.join().ok()).unwrap_or_default();
-        let is_change = || status.code() == Some(CHANGED) || complains_only(&said, is_of_a_change);
+        let is_change = || status.code() == Some(CHANGED) || complains_only(status, &said, is_of_a_change);
         if status.success() || self.may_change && is_change() {
             return Ok(());
         }

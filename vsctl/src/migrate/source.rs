@@ -421,9 +421,9 @@ impl<'a> Departure<'a> {
             passes = Some(begun);
             self.moment()?;
         }
-        let mut ahead = None;
+        let (mut ahead, mut expected) = (None, String::new());
         if let (Pause::Live(pause, _), Some(passes)) = (pause, &mut passes) {
-            ahead = self.send_memory(server, &place, *pause, passes, lock, progress)?;
+            (ahead, expected) = self.send_memory(server, &place, *pause, passes, lock, progress)?;
             self.moment()?;
         }
         if found.runs && !matches!(state::of(self.site, &server.name)?, State::Running) {
@@ -443,7 +443,7 @@ impl<'a> Departure<'a> {
                 stop::stop_locked(self.site, &server.name, manner)?;
             }
             Pause::Suspend(_) | Pause::Live(..) => {
-                progress.phase("suspending", None);
+                progress.phase(&format!("suspending{expected}"), None);
                 let subject = self.subject(server, lock)?;
                 self.stands_still = Some(Instant::now());
                 checkpoint::suspend_held(self.site, server, subject, ahead.as_ref()).context(Hindrance::Attempt)?;
@@ -503,7 +503,8 @@ impl<'a> Departure<'a> {
     }
 
     /// Sends memory while its programs run, round by round, until what has changed meanwhile is expected to be there within `pause`.
-    /// Files of these rounds do not change any more: they are noted in `passes`. None: what was sent is worth nothing.
+    /// Files of these rounds do not change any more: they are noted in `passes`. Returns what was sent, if it is worth anything,
+    /// and what pause is expected, in words.
     fn send_memory(
         &mut self,
         server: &Server,
@@ -512,17 +513,19 @@ impl<'a> Departure<'a> {
         passes: &mut Passes<'_>,
         lock: &Flock,
         progress: &mut dyn Progress,
-    ) -> Result<Option<Ahead>> {
+    ) -> Result<(Option<Ahead>, String)> {
         let (mut ahead, mut rounds, first) = (Ahead::default(), Rounds::default(), Instant::now());
+        let mut said = String::new();
         for round in 1..=ROUNDS_MAX {
             interrupt::check()?;
-            progress.phase(&format!("writing memory, round {round}"), None);
+            progress.phase(&format!("writing memory, round {round}{said}"), None);
             let subject = self.subject(server, lock)?;
             let began = first.elapsed();
             let written = ahead.round(self.site, server, &subject).context(Hindrance::Attempt)?;
             let wrote = first.elapsed() - began;
             let Some((directory, bytes)) = written else {
                 progress.warn("what of its memory was sent is worth nothing: all of it is sent when it stands still");
+                said.clear();
                 break;
             };
             let changes = rounds.changes(began, bytes);
@@ -547,12 +550,8 @@ impl<'a> Departure<'a> {
                 files_took: took - wrote - sent,
             });
             let expected = outlook.pause.as_secs_f64();
-            log::info!(
-                "'{}': round {round}: {} in {:.1} s, a pause of {expected:.1} s is expected",
-                server.name,
-                show_bytes(bytes),
-                took.as_secs_f64(),
-            );
+            said = format!(", a pause of {expected:.1} s is expected");
+            log::info!("'{}': round {round}: {} in {:.1} s{said}", server.name, show_bytes(bytes), took.as_secs_f64());
             if outlook.pause <= pause {
                 break;
             }
@@ -563,7 +562,7 @@ impl<'a> Departure<'a> {
                 break;
             }
         }
-        Ok((!ahead.is_empty()).then_some(ahead))
+        Ok(((!ahead.is_empty()).then_some(ahead), said))
     }
 
     fn send_files(

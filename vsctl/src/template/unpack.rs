@@ -103,16 +103,21 @@ pub enum InTheWay {
 /// tar's last words when not all went well.
 const NOT_ALL: &str = "Exiting with failure status due to previous errors";
 
-/// Whether tar complains of nothing else than `is_fine` says, and all that it said is there.
-pub fn complains_only(said: &str, is_fine: impl Fn(&str) -> bool) -> bool {
+/// Whether tar has ended by itself, complains of nothing else than `is_fine` says, and all that it said is there.
+pub fn complains_only(ended: ExitStatus, said: &str, is_fine: impl Fn(&str) -> bool) -> bool {
+    /// When not all went well (tar(1)).
+    const FAILED: i32 = 2;
     let complaints = || messages(said).filter(|line| line != NOT_ALL);
-    (said.len() as u64) < SAID_MAX && complaints().count() > 0 && complaints().all(|line| is_fine(&line))
+    let is_all = ended.code() == Some(FAILED) && (said.len() as u64) < SAID_MAX;
+    is_all && complaints().count() > 0 && complaints().all(|line| is_fine(&line))
 }
 
 /// What tar says of that, also of the other names of what was left out.
 fn is_of_the_way(complaint: &str) -> bool {
-    complaint.ends_with(": File exists")
-        || complaint.contains(": Cannot hard link to ") && complaint.ends_with(": Operation not permitted")
+    let name = |(_, rest): (&str, &str)| {
+        rest.strip_suffix(": Operation not permitted").is_some_and(|name| !name.contains(": "))
+    };
+    complaint.ends_with(": File exists") || complaint.rsplit_once(": Cannot hard link to ").is_some_and(name)
 }
 
 /// What became of the unpacking.
@@ -333,8 +338,9 @@ fn judge(outcome: &Outcome, archive: &Path) -> Result<Vec<String>> {
             "a root's tarball has no '..' in its names",
         );
     }
-    let is_left = outcome.in_the_way == InTheWay::Stays && complains_only(&outcome.tar_said, is_of_the_way);
-    if !is_left && !outcome.tar.is_some_and(|status| status.success()) {
+    let may_be_left =
+        |ended| outcome.in_the_way == InTheWay::Stays && complains_only(ended, &outcome.tar_said, is_of_the_way);
+    if !outcome.tar.is_some_and(may_be_left) && !outcome.tar.is_some_and(|status| status.success()) {
         return bad(format!("tar cannot unpack {name}: {}", first_line(&outcome.tar_said)), "try `tar -tvf` on it");
     }
     Ok(messages(&outcome.tar_said).take(MOST_WARNINGS).collect())
@@ -448,6 +454,8 @@ fn keep_file_capabilities(content: Content) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
 
     #[test]
@@ -462,12 +470,15 @@ mod tests {
 
     #[test]
     fn what_is_in_the_way_is_told_from_other_failures() {
-        let is_left = |said: &str| complains_only(said, is_of_the_way);
+        let failed = ExitStatus::from_raw(2 << 8);
+        let is_left = |said: &str| complains_only(failed, said, is_of_the_way);
         let way = "tar: volume/a: Cannot open: File exists\n";
         assert!(is_left(way) && is_left(&format!("{way}tar: {NOT_ALL}\n")));
         assert!(is_left("tar: volume/c: Cannot hard link to 'volume/a': Operation not permitted\n"));
         assert!(!is_left(&format!("{way}tar: volume/b: Cannot open: Input/output error\n")));
         assert!(!is_left("") && !is_left(NOT_ALL));
+        let (killed, did_all) = (ExitStatus::from_raw(9), ExitStatus::from_raw(0));
+        assert!([killed, did_all].iter().all(|ended| !complains_only(*ended, way, is_of_the_way)));
         // What comes after is not known.
         assert!(!is_left(&way.repeat(SAID_MAX as usize / way.len() + 1)));
     }
