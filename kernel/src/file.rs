@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::path::Arg;
 
 use crate::Result;
 use crate::error::{During, Error};
@@ -157,6 +158,13 @@ pub fn open_beneath_with(root: impl AsFd, path: &Path, flags: OFlags, mode: u32)
     opened.during("open below root", path.display())
 }
 
+/// Opens `path` below `directory` where no part of it is a link (openat2(2) `RESOLVE_NO_SYMLINKS`); `O_CLOEXEC` is added. For trees whose
+/// names mean what they say, and lead nowhere else while somebody exchanges them: `ELOOP` where a link is, `EXDEV` for what is not below.
+pub fn open_without_links(directory: impl AsFd, path: impl Arg, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(directory, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,5 +205,22 @@ mod tests {
             File::from(open_beneath(&root, Path::new(link)).unwrap()).read_to_string(&mut text).unwrap();
             assert_eq!(text, "inside", "{link}");
         }
+    }
+
+    #[test]
+    fn what_a_link_leads_to_is_not_opened_without_links() {
+        use rustix::io::Errno;
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("etc")).unwrap();
+        std::fs::write(directory.path().join("etc/name"), "inside").unwrap();
+        symlink("etc", directory.path().join("link")).unwrap();
+        let root = File::open(directory.path()).unwrap();
+        let open = |path: &str| open_without_links(&root, path, OFlags::RDONLY);
+        let mut text = String::new();
+        File::from(open("etc/name").unwrap()).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "inside");
+        assert_eq!(open("link/name").unwrap_err(), Errno::LOOP);
+        assert_eq!(open("../name").unwrap_err(), Errno::XDEV);
+        assert_eq!(open("/etc").unwrap_err(), Errno::XDEV);
     }
 }

@@ -23,9 +23,8 @@ use std::time::{Duration, Instant};
 use std::vec;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{
-    FallocateFlags, Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT, fgetxattr, flistxattr,
-};
+use kernel::file;
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT, fgetxattr, flistxattr};
 
 use super::changes::{NAMES_MAX_BYTES, brought};
 use crate::checksum::of_piece as sum;
@@ -93,9 +92,7 @@ fn open_directory(directory: &Path) -> Result<File> {
 
 /// Opens a file that may be patched, without being led elsewhere by who is in the server.
 fn open(directory: &File, path: &Path, writable: bool) -> io::Result<File> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let found = rustix::fs::openat2(directory, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
-    let found = File::from(found);
+    let found = File::from(file::open_without_links(directory, path, OFlags::PATH)?);
     let meta = found.metadata()?;
     // Opening what is no file may have effects, or wait.
     if !meta.is_file() || meta.nlink() != 1 {

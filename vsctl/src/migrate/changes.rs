@@ -13,9 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, llistxattr, lremovexattr, openat2, statat,
-};
+use kernel::file;
+use rustix::fs::{AtFlags, Dir, FileType, OFlags, Stat, fstat, llistxattr, lremovexattr, statat};
 use rustix::io::Errno;
 
 use super::wire::Size;
@@ -399,8 +398,7 @@ fn walk(directory: &Path, members: &[&Path], see: &mut dyn FnMut(&Path, &Stat) -
     let is_gone = |error: Errno| matches!(error, Errno::NOENT | Errno::NOTDIR);
     let below = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
     let open = |path: &Path, flags| {
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        match openat2(&below, path, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve) {
+        match file::open_without_links(&below, path, flags | OFlags::NOFOLLOW) {
             Err(error) if is_gone(error) => Ok(None),
             // Not of a member, which the host's administrator would have replaced: nobody may take it for gone.
             Err(Errno::LOOP) if !members.contains(&path) => Ok(None),

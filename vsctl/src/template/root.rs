@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
 use super::During;
@@ -495,8 +495,7 @@ fn open_directory(path: &Path) -> Result<OwnedFd> {
 /// Opens `place` below `root` and follows nothing. An empty `place` is the root itself.
 fn open_in(root: &OwnedFd, place: &[String], flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let path = if place.is_empty() { ".".to_owned() } else { place.join("/") };
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    kernel::file::open_without_links(root, path, flags)
 }
 
 fn raw(fd: &OwnedFd) -> i32 {
