@@ -332,12 +332,12 @@ fn what_is_in_the_way_is_refused_or_stays() {
     let refused = unpack(InTheWay::Refused, 0, b"root/left-out\n").unwrap_err();
     assert!(refused.to_string().contains("root/replaced: Cannot open: File exists"), "{refused:#}");
     assert!(!to.path().join("root/left-out").exists());
-    unpack(InTheWay::Stays, 0, b"").unwrap();
+    // By its time of change, which nobody can choose, what was written long ago is as young as the others.
+    let now_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+    unpack(InTheWay::Stays, now_s - 60, b"").unwrap();
     assert!(to.path().join("root/replaced/by").is_dir() && to.path().join("root/left-out").is_file());
     assert_eq!(fs::read(to.path().join("root/sent")).unwrap(), b"sent");
-    // By its time of change, which nobody can choose, it is as young as the others.
     fs::remove_file(to.path().join("root/sent")).unwrap();
-    let now_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
     unpack(InTheWay::Stays, now_s + 60, b"").unwrap();
     assert!(!to.path().join("root/sent").exists());
 }

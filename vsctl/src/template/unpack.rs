@@ -91,10 +91,9 @@ fn packing(head: &[u8]) -> Packing {
 }
 
 /// What is done where a directory with something in it is in the place of what is no directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InTheWay {
     /// It is an error.
-    #[default]
     Refused,
     /// It stays, and the other is left out.
     Stays,
@@ -130,7 +129,6 @@ struct Outcome {
     /// tar ended before it had read all.
     tar_left: bool,
     has_end: bool,
-    in_the_way: InTheWay,
 }
 
 /// Unpacks `archive` into the empty directory `root`; `sandbox` is another directory, not above it, to mount on.
@@ -157,7 +155,7 @@ pub fn unpack(archive: &Path, root: &Path, sandbox: &Path, progress: &mut dyn Pr
         worker.join()
     });
     let outcome = outcome.map_err(|_| anyhow::anyhow!("the unpacking thread panicked"))??;
-    judge(&outcome, archive)
+    judge(&outcome, archive, InTheWay::Refused)
 }
 
 /// Unpacks the plain tar stream `from`, called `name` in errors, as a template's file is.
@@ -174,7 +172,7 @@ pub fn unpack_stream(
         enter(root, sandbox, content).context("cannot make a safe place to unpack in")?;
         let mut tar = spawn_tar(content)?;
         let listener = listen(&mut tar);
-        let mut outcome = Outcome { in_the_way, ..Outcome::default() };
+        let mut outcome = Outcome::default();
         let mut into = tar.stdin.take().context("tar has no input")?;
         let pumped = pump(from, &mut into, &mut outcome, &mut || {});
         drop(into);
@@ -183,7 +181,7 @@ pub fn unpack_stream(
         pumped.map(|()| outcome)
     };
     let outcome = std::thread::scope(|scope| scope.spawn(work).join());
-    judge(&outcome.map_err(|_| anyhow::anyhow!("the unpacking thread panicked"))??, Path::new(name))
+    judge(&outcome.map_err(|_| anyhow::anyhow!("the unpacking thread panicked"))??, Path::new(name), in_the_way)
 }
 
 /// What is packed of a directory.
@@ -309,7 +307,7 @@ fn pump(from: &mut dyn Read, into: &mut dyn Write, outcome: &mut Outcome, step: 
 }
 
 /// Finds the cause among the complaints: an archive that was cut makes both programs complain.
-fn judge(outcome: &Outcome, archive: &Path) -> Result<Vec<String>> {
+fn judge(outcome: &Outcome, archive: &Path, in_the_way: InTheWay) -> Result<Vec<String>> {
     let name = archive.display();
     let both = format!("{}\n{}", outcome.tar_said, outcome.unpacker_said);
     if FULL.iter().any(|words| both.contains(words)) {
@@ -338,8 +336,7 @@ fn judge(outcome: &Outcome, archive: &Path) -> Result<Vec<String>> {
             "a root's tarball has no '..' in its names",
         );
     }
-    let may_be_left =
-        |ended| outcome.in_the_way == InTheWay::Stays && complains_only(ended, &outcome.tar_said, is_of_the_way);
+    let may_be_left = |ended| in_the_way == InTheWay::Stays && complains_only(ended, &outcome.tar_said, is_of_the_way);
     if !outcome.tar.is_some_and(may_be_left) && !outcome.tar.is_some_and(|status| status.success()) {
         return bad(format!("tar cannot unpack {name}: {}", first_line(&outcome.tar_said)), "try `tar -tvf` on it");
     }
