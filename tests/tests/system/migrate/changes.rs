@@ -71,7 +71,7 @@ const MANY: &str = "set -e; mkdir -p /srv/many /srv/tree/deep /srv/tree/kept /sr
     echo deep >/srv/tree/deep/file; echo kept >/srv/tree/kept/file; ln /srv/tree/kept/file /srv/outside/name";
 
 /// All of them anew, directories in the place of files and the other way round, and a tree that is moved.
-const MANY_CHANGES: &str = "for n in $(seq 300); do head -c 16384 /dev/urandom >/srv/many/new; mv /srv/many/new /srv/many/$n; done
+const MANY_CHANGES: &str = "set -e; for n in $(seq 300); do head -c 16384 /dev/urandom >/srv/many/new; mv /srv/many/new /srv/many/$n; done
     rm -r /srv/tree/deep; echo file >/srv/tree/deep; rm /srv/still /srv/many/300; mkdir -p /srv/many/300/deeper; touch /srv/many/300/deeper/new
     mv /srv/tree/kept /srv/outside/kept; mkfifo /srv/many/pipe; ln -s many /srv/link-to-many";
 
