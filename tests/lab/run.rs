@@ -1,11 +1,11 @@
-//! A run of the lab: the system tests in every host at once, then the promises that need the lab itself.
+//! A run of the lab: the system tests in every host at once, and then the promises that need the lab itself, from when the first host is done.
 
 use std::{
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use system_tests::{
     command::{Invocation, repeated},
     lab::{Definition, Host, Image, Payload, Workshop, definition, image::TEMPLATES_IN_HOST, payload},
@@ -14,7 +14,7 @@ use system_tests::{
 use crate::{
     Options,
     outcome::{Outcome, Outcomes, read_line, reasons},
-    promises,
+    promises::Queue,
 };
 
 /// How long the system tests of one host may take before it is switched off.
@@ -30,20 +30,33 @@ pub fn run(workshop: &Workshop, payload: &Payload, options: &Options) -> Result<
     let began = Instant::now();
     let names = names_of_promises(payload)?;
     let hosts: Vec<Definition> = definition::all()?.into_iter().filter(|host| options.all || host.default).collect();
+    for host in &hosts {
+        if let Some(part) = unknown_part(&names, host) {
+            bail!(
+                "{}: leave_out or but_keep in hosts.toml has {part:?}, which is in the name of no promise",
+                host.name
+            );
+        }
+    }
     let mut images = Vec::new();
     for host in &hosts {
         images.push(Image::of(workshop, host, &payload.vsctl())?);
     }
     eprintln!("lab: images are ready after {} s", began.elapsed().as_secs());
     let mut outcomes = Outcomes::default();
+    let promises = Queue::of((workshop, payload), hosts.iter().zip(&images), &options.filter, repeats(options));
     std::thread::scope(|scope| -> Result<()> {
         let started: Vec<_> = hosts
             .iter()
             .zip(&images)
             .map(|(host, image)| {
-                let names = chosen(&names, host, options);
+                let (names, promises) = (chosen(&names, host, options), &promises);
                 // qemu ends with the thread that began it, so each host has one for its whole life.
-                scope.spawn(move || system_tests(workshop, host, image, payload, &names, options))
+                scope.spawn(move || {
+                    let found = system_tests(workshop, host, image, payload, &names, options)?;
+                    promises.keep();
+                    anyhow::Ok(found)
+                })
             })
             .collect();
         for thread in started {
@@ -52,7 +65,7 @@ pub fn run(workshop: &Workshop, payload: &Payload, options: &Options) -> Result<
         }
         Ok(())
     })?;
-    outcomes.merge(promises::keep(workshop, payload, &hosts, &images, &options.filter, repeats(options))?);
+    outcomes.merge(promises.outcomes());
     let (passed, failed, skipped) = outcomes.count();
     println!("\n{}\n", outcomes.table());
     print!("{}{}", outcomes.failures(), outcomes.remarks());
@@ -73,6 +86,12 @@ fn names_of_promises(payload: &Payload) -> Result<Vec<String>> {
     let text = listed.text();
     let names = text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned);
     Ok(names.collect())
+}
+
+/// A part of a name that a host's definition has, and no promise.
+fn unknown_part<'a>(names: &[String], host: &'a Definition) -> Option<&'a String> {
+    let is_known = |part: &str| names.iter().any(|name| name.contains(part));
+    host.leave_out.iter().chain(&host.but_keep).find(|part| !is_known(part))
 }
 
 /// What of them is to be kept on a host.

@@ -24,7 +24,7 @@ pub fn a_connection_goes_along_and_nothing_is_lost(lab: &Lab<'_>) -> Result<()> 
         host.sh(&format!("cp -a {TEMPLATES_IN_HOST}/debian-13 /var/lib/vsos/templates/"))?;
     }
     for (template, moves, times) in [
-        ("busybox", &["--near-live", "--live"][..], if lab.repeats == 1 { 1 } else { 10 }),
+        ("busybox", &["--near-live", "--live"][..], if lab.is_thorough() { 10 } else { 1 }),
         ("debian-13", &["--live", "--near-live"], 1),
     ] {
         talks_on(a, b, template, &moves.repeat(times)).with_context(|| template.to_owned())?;

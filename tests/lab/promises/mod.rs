@@ -10,8 +10,8 @@ mod power;
 mod survivors;
 mod workload;
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -29,7 +29,7 @@ use crate::outcome::{Outcome, Outcomes};
 /// The column of the table that these promises have.
 const COLUMN: &str = "lab";
 
-/// How many promises are kept at once: two emulated hosts fill two processors.
+/// How many threads keep promises at once: two emulated hosts fill two processors.
 const AT_ONCE: usize = 2;
 
 /// How many lines of each serial log are shown when a promise is broken.
@@ -43,6 +43,8 @@ pub struct Lab<'a> {
     hosts: Vec<(&'a Definition, &'a Image)>,
     /// How much more often than usual a promise does again what may leave something behind.
     repeats: u32,
+    /// Whether it was asked for by a part of its name.
+    is_asked_for: bool,
     /// How many hosts it has booted: each has a directory of its own.
     booted: AtomicU32,
 }
@@ -53,6 +55,7 @@ struct Ground<'a> {
     payload: &'a Payload,
     hosts: Vec<(&'a Definition, &'a Image)>,
     repeats: u32,
+    is_asked_for: bool,
 }
 
 /// A promise of the lab.
@@ -86,8 +89,9 @@ impl<'a> Ground<'a> {
     /// What one promise works with, in `place`.
     fn lab(&self, place: &str) -> Result<Lab<'a>> {
         let workshop = self.workshop.part(place)?;
-        let (payload, hosts, repeats) = (self.payload, self.hosts.clone(), self.repeats);
-        Ok(Lab { workshop, payload, hosts, repeats, booted: AtomicU32::new(0) })
+        let (payload, hosts) = (self.payload, self.hosts.clone());
+        let (repeats, is_asked_for) = (self.repeats, self.is_asked_for);
+        Ok(Lab { workshop, payload, hosts, repeats, is_asked_for, booted: AtomicU32::new(0) })
     }
 }
 
@@ -99,39 +103,66 @@ impl<'a> Lab<'a> {
         Host::boot(&self.workshop, definition, image, self.payload, &format!("{}-{number}", definition.name))
     }
 
+    /// Whether it is to take its time: with `LAB=all`.
+    fn is_thorough(&self) -> bool {
+        self.repeats > 1
+    }
+
+    /// For a promise that takes long beside what it tells more than others: only with `LAB=all`, or asked for by its name.
+    fn only_when_there_is_time(&self) -> Result<()> {
+        match self.is_thorough() || self.is_asked_for {
+            true => Ok(()),
+            false => Err(Skip("it takes long; LAB=all has it, and its name".into()).into()),
+        }
+    }
+
     fn found(&self, wanted: impl Fn(&Definition, &Image) -> bool) -> Result<(&'a Definition, &'a Image)> {
         let found = self.hosts.iter().find(|(definition, image)| wanted(definition, image)).copied();
         found.ok_or_else(|| Skip("no host of this run is fit for it; LAB=all has more".into()).into())
     }
 }
 
-/// Keeps those whose names contain `filter`, some at once.
-///
-/// # Errors
-/// None that a promise causes: that is an outcome.
-pub fn keep(
-    workshop: &Workshop,
-    payload: &Payload,
-    hosts: &[Definition],
-    images: &[Image],
-    filter: &str,
-    repeats: u32,
-) -> Result<Outcomes> {
-    let ground = Ground { workshop, payload, hosts: hosts.iter().zip(images).collect(), repeats };
-    let waiting = Mutex::new(PROMISES.iter().filter(|(name, _)| name.contains(filter)));
-    let outcomes = Mutex::new(Outcomes::default());
-    let work = || {
+/// Promises that wait for a thread that keeps them, and what came of those that were kept.
+pub struct Queue<'a> {
+    ground: Ground<'a>,
+    waiting: Mutex<VecDeque<(&'static str, Keep)>>,
+    outcomes: Mutex<Outcomes>,
+    threads: AtomicUsize,
+}
+
+impl<'a> Queue<'a> {
+    /// Those whose names contain `filter`.
+    pub fn of(
+        (workshop, payload): (&'a Workshop, &'a Payload),
+        hosts: impl Iterator<Item = (&'a Definition, &'a Image)>,
+        filter: &str,
+        repeats: u32,
+    ) -> Self {
+        let is_asked_for = !filter.is_empty();
+        let ground = Ground { workshop, payload, hosts: hosts.collect(), repeats, is_asked_for };
+        let waiting = PROMISES.into_iter().filter(|(name, _)| name.contains(filter)).collect();
+        Self { ground, waiting: Mutex::new(waiting), outcomes: Mutex::default(), threads: AtomicUsize::new(0) }
+    }
+
+    /// Keeps one after the other until none waits, unless there are threads enough that do so.
+    pub fn keep(&self) {
+        if self.threads.fetch_add(1, Ordering::Relaxed) >= AT_ONCE {
+            return;
+        }
         // Taken by a statement of its own: the lock is not held while it is kept.
-        let next = || lock(&waiting).next();
+        let next = || lock(&self.waiting).pop_front();
         while let Some((name, keep)) = next() {
-            let (outcome, remark) = kept(&ground, name, *keep);
-            let mut outcomes = lock(&outcomes);
+            let (outcome, remark) = kept(&self.ground, name, keep);
+            let mut outcomes = lock(&self.outcomes);
             outcomes.add(name, COLUMN, outcome);
             remark.into_iter().for_each(|remark| outcomes.remark(remark));
         }
-    };
-    std::thread::scope(|scope| (0..AT_ONCE).for_each(|_| drop(scope.spawn(work))));
-    Ok(outcomes.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What came of them.
+    pub fn outcomes(self) -> Outcomes {
+        self.outcomes.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What is behind it, also after a panic of another thread, which the scope reports.

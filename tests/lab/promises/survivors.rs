@@ -26,10 +26,10 @@ pub fn every_kind_survives_a_migration(lab: &Lab<'_>) -> Result<()> {
     for (template, how) in ["busybox", "debian-13", "debian-12"].into_iter().zip(there) {
         // The way back has the same steps.
         let ways = [(a, b, "b", how), (b, a, "a", back)];
-        let count = match (lab.repeats, template) {
-            (1, "debian-12") => 0,
-            (1, _) => 1,
-            _ => 2,
+        let count = match (lab.is_thorough(), template) {
+            (true, _) => 2,
+            (false, "debian-12") => 0,
+            (false, _) => 1,
         };
         survive(template, &ways[..count]).with_context(|| template.to_owned())?;
     }

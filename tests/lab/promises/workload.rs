@@ -6,7 +6,6 @@ use anyhow::{Context, Result, ensure};
 use system_tests::{
     command::eventually,
     lab::{Host, definition::Init, image, pair},
-    promise::Skip,
 };
 
 use super::{
@@ -75,9 +74,7 @@ const WHOLE: &str = "select count(*) = max(n) from told; \
 
 /// PostgreSQL, nginx, caddy and a Python program: suspended and resumed, moved there and back, and there once more before its memory.
 pub fn a_database_and_a_web_server_go_on(lab: &Lab<'_>) -> Result<()> {
-    if lab.repeats == 1 {
-        return Err(Skip("it takes ten minutes and a large guest; LAB=all has it".into()).into());
-    }
+    lab.only_when_there_is_time()?;
     let (definition, image) = lab.found(|definition, _| definition.init == Init::Systemd)?;
     let root = image::workload(&lab.workshop).context("make the guest")?;
     let pair = pair(&lab.workshop, definition, image, lab.payload)?;
