@@ -51,7 +51,8 @@ pub fn look(site: &Site, offer: &Offer, spec: &Spec) -> Result<Checked> {
     for program in ["vsinit", "lxcfs-fuse"] {
         note(site.program(program).map(|_| ()));
     }
-    note(room(site, coming.map_or(offer.size, |template| offer.size.with(template))));
+    let size = coming.map_or(offer.size, |template| offer.size.with(template));
+    note(room_with_memory(site, size, offer.memory_bytes));
     if let Some(theirs) = &offer.processes {
         match processes::here(site, name) {
             Ok(here) => {
@@ -211,6 +212,18 @@ pub fn room(site: &Site, size: Size) -> Result<()> {
     Ok(())
 }
 
+/// [`room`] for what has memory in it: that there is none for only this much of it hinders only who would take it along so.
+///
+/// # Errors
+/// As [`room`].
+pub fn room_with_memory(site: &Site, size: Size, memory_bytes: u64) -> Result<()> {
+    let files = Size { bytes: size.bytes.saturating_sub(memory_bytes), ..size };
+    room(site, size).map_err(|error| match room(site, files) {
+        Ok(()) => error.context(Hindrance::Room),
+        Err(_) => error,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,6 +247,7 @@ mod tests {
             record,
             architecture: std::env::consts::ARCH.into(),
             size: Size::default(),
+            memory_bytes: 0,
             processes: None,
             is_postcopy: false,
             template: None,
@@ -297,6 +311,15 @@ mod tests {
         room(&site, Size::default()).unwrap();
         let error = room(&site, Size { bytes: u64::MAX, entries: 1 }).unwrap_err();
         assert_eq!(exit_of(&error), Exit::NoSpace);
+        // Without its memory it would.
+        const MUCH: u64 = 1 << 60;
+        let hindrance = |bytes, memory_bytes| {
+            let error = room_with_memory(&site, Size { bytes, entries: 1 }, memory_bytes).unwrap_err();
+            assert_eq!(exit_of(&error), Exit::NoSpace);
+            Hindrance::of(&error)
+        };
+        assert_eq!((hindrance(MUCH, MUCH), hindrance(2 * MUCH, MUCH)), (Some(Hindrance::Room), None));
+        room_with_memory(&site, Size::default(), 0).unwrap();
         let other = Offer { architecture: "riscv64".into(), ..offer() };
         assert!(machine(&other).unwrap_err().to_string().contains("riscv64"));
         machine(&offer()).unwrap();

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
 use super::source::Memory;
 use crate::failure::{self, Failure};
@@ -25,10 +26,13 @@ pub enum Rung {
 }
 
 /// What of a failed attempt concerns the server's processes, and only them: a context of its error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Hindrance {
     /// In whatever way they are taken along, it cannot be done.
     Unfit,
+    /// There is no room for so much of what they have in memory.
+    Room,
     /// It was tried and has failed; with less at once it may not.
     Attempt,
 }
@@ -38,12 +42,19 @@ impl Hindrance {
     pub fn of(error: &anyhow::Error) -> Option<Self> {
         error.downcast_ref::<Self>().copied()
     }
+
+    /// That of several things that speak against it at once: none if one of them hinders every rung.
+    pub fn of_all(each: impl IntoIterator<Item = Option<Self>>) -> Option<Self> {
+        let worse = |one: Self, other: Self| if other == Self::Unfit { other } else { one };
+        each.into_iter().collect::<Option<Vec<Self>>>()?.into_iter().reduce(worse)
+    }
 }
 
 impl fmt::Display for Hindrance {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
             Self::Unfit => "its programs cannot be taken along",
+            Self::Room => "there is no room for what its programs have in memory",
             Self::Attempt => "taking its programs along has failed",
         })
     }
@@ -67,7 +78,8 @@ fn below(rung: Rung, hindrance: Hindrance) -> Option<Rung> {
         // It needs more of both hosts, and more can fail.
         (Rung::Live(Memory::Later), _) => Some(Rung::Live(Memory::First)),
         (Rung::NearLive(Memory::Later), _) => Some(Rung::NearLive(Memory::First)),
-        (Rung::Live(Memory::First), Hindrance::Attempt) => Some(Rung::NearLive(Memory::First)),
+        // What is sent ahead may have to be sent, and be kept, again.
+        (Rung::Live(Memory::First), Hindrance::Attempt | Hindrance::Room) => Some(Rung::NearLive(Memory::First)),
         // Both need the same of processes and hosts.
         (Rung::Live(Memory::First), Hindrance::Unfit) | (Rung::NearLive(Memory::First), _) => Some(Rung::Offline),
         (Rung::Offline, _) => None,
@@ -126,7 +138,7 @@ mod tests {
 
     #[test]
     fn each_hindrance_leads_to_the_next_rung_that_does_without() {
-        for (rung, unfit, attempt) in [
+        for (rung, unfit, again) in [
             (Rung::Live(Memory::Later), Some(Rung::Live(Memory::First)), Some(Rung::Live(Memory::First))),
             (Rung::NearLive(Memory::Later), Some(Rung::NearLive(Memory::First)), Some(Rung::NearLive(Memory::First))),
             (Rung::Live(Memory::First), Some(Rung::Offline), Some(Rung::NearLive(Memory::First))),
@@ -134,7 +146,21 @@ mod tests {
             (Rung::Offline, None, None),
         ] {
             assert_eq!(below(rung, Hindrance::Unfit), unfit, "{rung}");
-            assert_eq!(below(rung, Hindrance::Attempt), attempt, "{rung}");
+            assert_eq!(below(rung, Hindrance::Attempt), again, "{rung}");
+            assert_eq!(below(rung, Hindrance::Room), again, "{rung}");
+        }
+    }
+
+    #[test]
+    fn of_several_hindrances_the_worst_counts() {
+        use Hindrance::{Room, Unfit};
+        for (each, of_all) in [
+            (&[Some(Room)][..], Some(Room)),
+            (&[Some(Room), Some(Unfit), Some(Room)], Some(Unfit)),
+            (&[Some(Unfit), None], None),
+            (&[], None),
+        ] {
+            assert_eq!(Hindrance::of_all(each.iter().copied()), of_all, "{each:?}");
         }
     }
 

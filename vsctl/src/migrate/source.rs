@@ -263,7 +263,7 @@ fn examine(site: &Site, server: &Server, pause: &Pause, template: Option<&Held>,
         let times = if matches!(pause, Pause::Live(..)) { SENT_MAX } else { 1 };
         memory_bytes = processes::memory_bytes(&World::new(site).group(&site.server_cgroup(name))?)? * times;
         // It is written here before it is sent.
-        check::room(site, Size { bytes: memory_bytes, entries: 0 })?;
+        check::room_with_memory(site, Size { bytes: memory_bytes, entries: 0 }, memory_bytes)?;
         size.bytes += memory_bytes;
     }
     let template = template.map(|held| &held.template.record);
@@ -351,6 +351,7 @@ impl<'a> Departure<'a> {
             record: server.record.clone(),
             architecture: std::env::consts::ARCH.to_owned(),
             size: found.size,
+            memory_bytes: found.memory_bytes,
             processes: found.is_whole.then(|| processes::of(self.site, &server.name)).transpose()?,
             is_postcopy: found.runs && pause.is_postcopy(),
             template: found.template,
@@ -367,10 +368,11 @@ impl<'a> Departure<'a> {
         let Some(first) = problems.first() else { return Ok(Found { template, ..found }) };
         let list: Vec<String> = problems.iter().map(|problem| format!("\n  {problem}")).collect();
         let message = format!("'{}' cannot be moved to {}:{}", server.name, self.host, list.concat());
-        let error = Failure::new(Exit::from_code(first.exit), message).into();
-        Err(match found.runs && problems.iter().all(|problem| problem.is_of_processes) {
-            true => anyhow::Error::context(error, Hindrance::Unfit),
-            false => error,
+        let error = anyhow::Error::from(Failure::new(Exit::from_code(first.exit), message));
+        let hindrance = Hindrance::of_all(problems.iter().map(|problem| problem.hindrance)).filter(|_| found.runs);
+        Err(match hindrance {
+            Some(hindrance) => error.context(hindrance),
+            None => error,
         })
     }
 

@@ -24,7 +24,7 @@ use crate::name::Name;
 use crate::store::Record;
 
 /// The version of everything here. Both sides must have the same.
-pub const PROTOCOL: u32 = 10;
+pub const PROTOCOL: u32 = 11;
 
 /// The longest body. Both ends allocate that much, so a length that is longer is no frame of ours.
 const LONGEST: usize = 1 << 20;
@@ -134,8 +134,10 @@ pub struct Offer {
     pub record: Record,
     /// The machine's architecture.
     pub architecture: String,
-    /// What its files take on the disk.
+    /// What its files take on the disk, those included in which its memory comes.
     pub size: Size,
+    /// How much of that is memory, at most.
+    pub memory_bytes: u64,
     /// What its processes need, if they go along.
     pub processes: Option<Processes>,
     /// Whether its memory would come when its processes run already.
@@ -206,16 +208,16 @@ pub struct Problem {
     pub message: String,
     /// What can be done about it.
     pub hint: Option<String>,
-    /// It speaks only against taking processes along.
-    pub is_of_processes: bool,
+    /// It speaks only against taking processes along, in this way or in all.
+    pub hindrance: Option<Hindrance>,
 }
 
 impl Problem {
     /// An error as it crosses the wire.
     pub fn of(error: &anyhow::Error) -> Self {
         let hint = failure::hint_of(error).map(ToOwned::to_owned);
-        let is_of_processes = Hindrance::of(error).is_some();
-        Self { exit: failure::exit_of(error) as u8, message: format!("{error:#}"), hint, is_of_processes }
+        let hindrance = Hindrance::of(error);
+        Self { exit: failure::exit_of(error) as u8, message: format!("{error:#}"), hint, hindrance }
     }
 
     /// The failure that it is on this side.
@@ -578,6 +580,7 @@ mod tests {
             record,
             architecture: "x86_64".into(),
             size: Size { bytes: 4096, entries: 2 },
+            memory_bytes: 1024,
             processes: Some(Processes {
                 criu: "4.1.1".into(),
                 cgroup: "vsos/web1".into(),
@@ -590,7 +593,7 @@ mod tests {
 
     /// Every message with its text: another vsctl of the same protocol must understand it.
     fn golden() -> Vec<(Message, &'static str)> {
-        let problem = Problem { exit: 43, message: "there".into(), hint: None, is_of_processes: false };
+        let problem = Problem { exit: 43, message: "there".into(), hint: None, hindrance: Some(Hindrance::Room) };
         vec![
             (
                 Message::Hello(Hello { protocol: 9, version: "0.1.0".into(), host: "a".into(), silence_s: 120 }),
@@ -602,7 +605,7 @@ mod tests {
                     r#"{"offer":{"deal":{"name":"web1","uuid":"u","transaction":"t"},"#,
                     r#""spec":"template = \"busybox\"\n","#,
                     r#""record":{"version":1,"id":7,"uuid":"u","created_s":1,"template_digest":"d","addresses":["10.1.2.3/24"]},"#,
-                    r#""architecture":"x86_64","size":{"bytes":4096,"entries":2},"#,
+                    r#""architecture":"x86_64","size":{"bytes":4096,"entries":2},"memory_bytes":1024,"#,
                     r#""processes":{"criu":"4.1.1","cgroup":"vsos/web1","cpu":["avx","sse"]},"#,
                     r#""is_postcopy":false,"template":{"bytes":8192,"entries":3}}}"#
                 ),
@@ -610,7 +613,7 @@ mod tests {
             (
                 Message::Checked(Checked { problems: vec![problem.clone()], wants_template: true }),
                 concat!(
-                    r#"{"checked":{"problems":[{"exit":43,"message":"there","hint":null,"is_of_processes":false}],"#,
+                    r#"{"checked":{"problems":[{"exit":43,"message":"there","hint":null,"hindrance":"room"}],"#,
                     r#""wants_template":true}}"#
                 ),
             ),
@@ -640,10 +643,7 @@ mod tests {
             (Message::PagesArrived, r#""pages-arrived""#),
             (Message::Abort(deal()), r#"{"abort":{"name":"web1","uuid":"u","transaction":"t"}}"#),
             (Message::Aborted, r#""aborted""#),
-            (
-                Message::Failed(problem),
-                r#"{"failed":{"exit":43,"message":"there","hint":null,"is_of_processes":false}}"#,
-            ),
+            (Message::Failed(problem), r#"{"failed":{"exit":43,"message":"there","hint":null,"hindrance":"room"}}"#),
         ]
     }
 
