@@ -129,11 +129,18 @@ pub fn a_suspended_server_outlives_the_boot_of_its_host(lab: &Lab<'_>) -> Result
     let said = || -> Result<u64> { Ok(host.sh("tail -n 1 /root/said")?.trim().parse()?) };
     eventually("a tree that counts", LIMIT, || said().ok().filter(|count| *count > 5))?;
     host.sh("vsctl checkpoint create --pid $(cat /root/job.pid) job")?;
+    // What a frozen one has in memory is kept, too.
+    host.sh(
+        "vsctl create web3 --template busybox --migratable --start && vsctl exec web3 -- sh -c 'echo kept >/run/kept'",
+    )?;
+    host.sh("vsctl freeze web3")?;
     let (before, said_before) = (counted(&host)?, said()?);
     host.power_off()?;
     host.switch_on()?;
     running(&host, "web1")?;
     counts_on(&host, before)?;
+    running(&host, "web3")?;
+    ensure!(host.sh("vsctl exec web3 -- cat /run/kept")? == "kept");
     host.sh("vsctl checkpoint restore --tree job --detach")?;
     let said = || -> Result<u64> { Ok(host.sh("tail -n 1 /root/said")?.trim().parse()?) };
     eventually("a tree that counts on", LIMIT, || said().ok().filter(|count| *count > said_before))?;

@@ -276,6 +276,12 @@ fn all_of_a_host_are_suspended_and_resumed(site: &Site) -> Result<()> {
     site.ok(["host", "resume-all"])?;
     goes_on(&server, before)?;
     ensure!(third.sh("echo there")? == "there");
+    // Nor is a frozen one passed over.
+    site.ok(["freeze", "web3"])?;
+    site.run(["host", "suspend-all"])?.complains(&["'web3' is frozen", "thaw"])?;
+    ensure!((server.state()?.as_str(), third.state()?.as_str()) == ("suspended", "frozen"));
+    site.ok(["thaw", "web3"])?;
+    site.ok(["host", "resume-all"])?;
     // Told to end, the command tells all that it has begun, and none is left between.
     for after_ms in [5, 50, 200, 500] {
         let mut command = site.vsctl(["suspend", "web1", "web3"]).spawn()?;

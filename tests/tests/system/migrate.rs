@@ -471,6 +471,12 @@ fn a_command_that_was_killed_when_the_server_stood_still_is_told_of(site: &Site)
     ensure!(found.contains("it ran, and is stopped since its migration to there was interrupted"), "{found}");
     site.ok(["doctor", "--fix"])?;
     ensure!(server.state()? == "running" && site.ok(["doctor"])?.text().contains("nothing was left behind"));
+    // So does the boot of a host that was shut down meanwhile.
+    stopped()?;
+    site.ok(["autostop"])?;
+    ensure!(site.ok(["autostart", "--plan"])?.text() == "start web1");
+    site.ok(["autostart"])?;
+    ensure!(server.state()? == "running", "it is {}", server.state()?);
     // Who starts and stops it has said what it is to be.
     stopped()?;
     site.ok(["start", "web1"])?;

@@ -63,8 +63,10 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     Ok(if code == 0 { broken } else { code })
 }
 
-/// Whether it goes up with the host: as its spec says, or because the host went down under it.
+/// Whether it goes up with the host: as its spec says, because the host went down under it, or because it stood still for a migration
+/// that was interrupted.
 fn is_marked(site: &Site, name: &Name) -> Result<bool> {
     Ok(store::load(site, name)?.spec.autostart
-        || checkpoint::is_suspended(site, name) && checkpoint::goes_with_host(site, name)?)
+        || checkpoint::is_suspended(site, name) && checkpoint::goes_with_host(site, name)?
+        || store::leaving(site, name)?.is_some_and(|leaving| leaving.pausing.is_some()))
 }

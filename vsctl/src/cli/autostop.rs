@@ -8,6 +8,7 @@ use super::side_by_side::side_by_side;
 use super::{may_be_up, output, start, stop};
 use crate::checkpoint;
 use crate::failure::Exit;
+use crate::lifecycle::freeze;
 use crate::lifecycle::state::{self, State};
 use crate::lifecycle::stop::Manner;
 use crate::name::Name;
@@ -35,8 +36,8 @@ pub struct Args {
 /// # Errors
 /// When the servers cannot be listed. That one could not be suspended, and was stopped, is told by the exit code.
 pub fn run(args: Args, site: &Site) -> Result<i32> {
-    let all = store::names(site)?;
-    let names: Vec<Name> = all.iter().filter(|name| may_be_up(site, name)).cloned().collect();
+    // One that stands still on its way to another host is none of these: `autostart` lets it go on.
+    let names: Vec<Name> = store::names(site)?.into_iter().filter(|name| may_be_up(site, name)).collect();
     let (suspended, stopped): (Vec<Name>, Vec<Name>) = names.iter().cloned().partition(|name| can_be(site, name));
     if args.plan {
         let suspends = suspended.iter().map(|name| format!("suspend {name}"));
@@ -44,11 +45,10 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
         output::sentences(&sentences, args.json)?;
         return Ok(0);
     }
-    all.iter().for_each(|name| store::try_forget_leaving(site, name));
     let manner = Manner { timeout: Duration::from_secs(args.timeout), kill: false };
     // First, so that a dump that takes its time costs none of these an orderly end.
     let stopped = stop::stop_all(site, &stopped, &manner);
-    let failed = side_by_side(&suspended, |name| checkpoint::suspend(site, name, true))?;
+    let failed = side_by_side(&suspended, |name| suspend(site, name))?;
     if failed.is_interrupted() {
         return Ok(failed.code());
     }
@@ -56,7 +56,7 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     let is_full = |code: &i32| *code == Exit::NoSpace as i32;
     let (full, mut refused): (Vec<_>, Vec<_>) = failed.0.into_iter().partition(|(_, code)| is_full(code));
     for (name, _) in full {
-        let once_more = side_by_side(&[name], |name| checkpoint::suspend(site, name, true))?;
+        let once_more = side_by_side(&[name], |name| suspend(site, name))?;
         if once_more.is_interrupted() {
             return Ok(once_more.code());
         }
@@ -72,8 +72,16 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
     Ok([stopped, ended, refused].into_iter().find(|code| *code != 0).unwrap_or_default())
 }
 
+/// What a frozen one has in memory would be lost otherwise; at boot it runs.
+fn suspend(site: &Site, name: &Name) -> Result<()> {
+    if state::of(site, name)? == State::Frozen {
+        freeze::thaw(site, name)?;
+    }
+    checkpoint::suspend(site, name, true)
+}
+
 fn can_be(site: &Site, name: &Name) -> bool {
     site.settings.stop_mode == StopMode::Suspend
-        && matches!(state::of(site, name), Ok(State::Running))
+        && matches!(state::of(site, name), Ok(State::Running | State::Frozen))
         && store::load(site, name).is_ok_and(|server| server.spec.migratable)
 }

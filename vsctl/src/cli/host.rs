@@ -2,13 +2,13 @@
 
 use anyhow::Result;
 
-use super::output;
 use super::side_by_side::side_by_side;
+use super::{may_be_up, output};
 use crate::checkpoint;
 use crate::failure::{Exit, Failure};
 use crate::lifecycle::facilities::{self, Facilities};
 use crate::lifecycle::journal;
-use crate::lifecycle::state::{self, State};
+use crate::lifecycle::state;
 use crate::name::Name;
 use crate::site::Site;
 use crate::store;
@@ -29,7 +29,8 @@ enum Verb {
     /// Let the installed lxcfs-fuse go on in the place of the one that runs, and load the firewall's rules anew, as after an upgrade;
     /// servers do not notice.
     Reload(Flags),
-    /// Suspend every server that runs, as before the host gets another kernel; one that cannot be suspended goes on, and is told.
+    /// Suspend every server that runs, as before the host gets another kernel; one that cannot be suspended, or is frozen, stays as it
+    /// is, and is told.
     ///
     /// `vsctl autostart` lets them go on at the next boot, `vsctl host resume-all` now.
     SuspendAll(Flags),
@@ -85,8 +86,9 @@ pub fn run(args: Args, site: &Site) -> Result<i32> {
             }
         }
         Verb::SuspendAll(flags) => {
-            let runs = |name: &Name| matches!(state::of(site, name), Ok(State::Running));
-            return each("suspend", store::names(site)?.into_iter().filter(runs), &flags, |name| {
+            // A frozen one, too, and one of which nobody knows: that it cannot be suspended is told.
+            let is_up = |name: &Name| may_be_up(site, name);
+            return each("suspend", store::names(site)?.into_iter().filter(is_up), &flags, |name| {
                 checkpoint::suspend(site, name, true)
             });
         }
