@@ -23,11 +23,14 @@ pub fn a_connection_goes_along_and_nothing_is_lost(lab: &Lab<'_>) -> Result<()> 
     for host in [a, b] {
         host.sh(&format!("cp -a {TEMPLATES_IN_HOST}/debian-13 /var/lib/vsos/templates/"))?;
     }
+    // In short only the distribution: small guests move in other promises, too.
     for (template, moves, times) in [
-        ("busybox", &["--near-live", "--live"][..], if lab.is_thorough() { 10 } else { 1 }),
-        ("debian-13", &["--live", "--near-live"], 1),
+        ("debian-13", &["--live", "--near-live"][..], 1),
+        ("busybox", &["--near-live", "--live"], if lab.is_thorough() { 10 } else { 0 }),
     ] {
-        talks_on(a, b, template, &moves.repeat(times)).with_context(|| template.to_owned())?;
+        if times > 0 {
+            talks_on(a, b, template, &moves.repeat(times)).with_context(|| template.to_owned())?;
+        }
     }
     Ok(())
 }
