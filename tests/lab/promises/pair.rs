@@ -18,6 +18,7 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// Each runs a server and commands the other, by name and without being asked for anything.
 pub fn two_hosts_reach_each_other_by_name(lab: &Lab<'_>) -> Result<()> {
+    lab.only_when_there_is_time()?;
     let (definition, image) = lab.found(|definition, _| definition.init == Init::Minimal)?;
     let pair = pair(&lab.workshop, definition, image, lab.payload)?;
     let hosts = &pair.hosts;
@@ -121,7 +122,7 @@ pub fn a_running_server_goes_on_at_another_host(lab: &Lab<'_>) -> Result<()> {
     const MOVE: &str = "vsctl migrate web1 b --near-live";
     let tried = a.sh(&format!("{MOVE} --dry-run"))?;
     ensure!(tried.contains("goes on there"), "{tried}");
-    for moment in 3..=7 {
+    for moment in (3..=7).step_by(if lab.is_thorough() { 1 } else { 2 }) {
         let before = counted(a)?;
         let failed = a.run(&format!("VSOS_FAULT=migrate:{moment}:fail {MOVE}"))?;
         // At the third it has not stood still yet.

@@ -345,12 +345,13 @@ fn killed_at_any_moment_of_suspend_it_runs_or_is_suspended(site: &Site) -> Resul
     let whole = began.elapsed();
     site.ok(["resume", "web1"])?;
     let mut seen = Vec::new();
-    for part in 1..=12_u32 {
+    let parts = repeated(6).min(12);
+    for part in 1..=parts {
         let before = counted(&server)?;
         let mut command = site.vsctl(["suspend", "web1"]).spawn()?;
-        thread::sleep(whole * part / 12);
+        thread::sleep(whole * part / parts);
         command.kill();
-        seen.push(mended(site, &server, before).with_context(|| format!("killed after {part}/12 of {whole:?}"))?);
+        seen.push(mended(site, &server, before).with_context(|| format!("killed after {part}/{parts} of {whole:?}"))?);
     }
     site.note(format!("afterwards it was {seen:?}"));
     Ok(())
@@ -358,7 +359,8 @@ fn killed_at_any_moment_of_suspend_it_runs_or_is_suspended(site: &Site) -> Resul
 
 fn killed_at_every_step_of_resume_it_stays_suspended(site: &Site) -> Result<()> {
     let server = counting(site, "busybox")?;
-    for step in 1..=40 {
+    // In short every second of them, from the first.
+    for step in (1..=40).step_by(if repeated(1) > 1 { 1 } else { 2 }) {
         let before = counted(&server)?;
         site.ok(["suspend", "web1"])?;
         let done = site.keep(site.vsctl(["resume", "web1"]).env("VSOS_FAULT", format!("start:{step}:kill")))?;
@@ -561,20 +563,24 @@ fn killed_at_any_moment_of_a_restore_it_has_one_disk_or_the_other(site: &Site) -
     site.ok(["checkpoint", "restore", "web1", "one"])?;
     let whole = began.elapsed();
     let mut seen = Vec::new();
-    for part in 1..=12_u32 {
+    let parts = repeated(6).min(12);
+    for part in 1..=parts {
         for file in fs::read_dir(server.directory().join("volume/upper/root/d"))? {
             fs::write(file?.path(), "two\n")?;
         }
         let mut command = site.vsctl(["checkpoint", "restore", "web1", "one"]).spawn()?;
-        thread::sleep(whole * part / 12);
+        thread::sleep(whole * part / parts);
         command.kill();
         let found = files()?;
-        ensure!(found.len() == 400 && found.iter().all(|text| *text == found[0]), "killed after {part}/12: {found:?}");
+        ensure!(
+            found.len() == 400 && found.iter().all(|text| *text == found[0]),
+            "killed after {part}/{parts}: {found:?}"
+        );
         seen.push(found[0].trim().to_owned());
         // One round in two is left to the next command.
         if part % 2 == 0 {
             site.ok(["doctor", "--fix"])?;
-            ensure!(!server.directory().join("volume.new").exists(), "killed after {part}/12");
+            ensure!(!server.directory().join("volume.new").exists(), "killed after {part}/{parts}");
         }
     }
     site.note(format!("it had the disk {seen:?}"));
@@ -714,14 +720,15 @@ fn killed_at_any_moment_a_checkpoint_is_whole_or_not_there(site: &Site) -> Resul
     site.ok(["checkpoint", "create", "web1", "whole", "--leave-running"])?;
     let whole = began.elapsed();
     let mut seen = Vec::new();
-    for part in 1..=12_u32 {
+    let parts = repeated(6).min(12);
+    for part in 1..=parts {
         let before = counted(&server)?;
         server.sh(&format!("echo {part} >/root/file"))?;
         let mut arguments = vec!["checkpoint", "create", "web1", "one"];
         // With and without an end behind it.
         arguments.extend((part % 2 == 0).then_some("--leave-running"));
         let mut command = site.vsctl(arguments).spawn()?;
-        thread::sleep(whole * part / 12);
+        thread::sleep(whole * part / parts);
         command.kill();
         let lock = site.path("run/vsos/lock/web1");
         eventually("the end of CRIU", GUEST_LIMIT, || Flock::try_exclusive(&lock).ok().flatten())?;
