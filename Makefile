@@ -77,7 +77,8 @@ endif
 docs:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --workspace --no-deps
 
-test: setup check programs ## everything: set-up, check, a fresh root, the system tests on this host and in the lab (root); LAB=no FRESH=no leave out
+test: setup check programs ## everything: set-up, check, the system tests on this host, in a fresh root and in the lab (root); LAB=no FRESH=no leave out
+	@$(MAKE) --no-print-directory system
 ifeq ($(FRESH),no)
 	@echo "fresh: left out, as asked (FRESH=no): the README is not proven on a fresh machine"
 else
@@ -85,15 +86,8 @@ else
 endif
 ifeq ($(LAB),no)
 	@echo "lab: left out, as asked (LAB=no): nothing runs in virtual machines"
-	@$(MAKE) --no-print-directory system
 else
-	@# The system tests wait most of their time: the lab works meanwhile, and gives way to them. Their limits bound hangs; beside the lab
-	@# these take longer to tell. A shell keeps ^C from what it runs in the background.
-	@export VSOS_TEST_PATIENCE=$${VSOS_TEST_PATIENCE:-4}; \
-	nice -n 19 $(MAKE) --no-print-directory lab & lab=$$!; trap 'kill $$lab' INT TERM; \
-	$(MAKE) --no-print-directory system; system=$$?; wait $$lab; lab=$$?; \
-	test $$system = 0 || echo "test: failed on this host" >&2; \
-	test $$lab = 0 || echo "test: failed in the lab" >&2; exit $$((system | lab))
+	@$(MAKE) --no-print-directory lab
 endif
 
 system: ## only the system tests (root, programs built); T=part-of-a-name chooses
